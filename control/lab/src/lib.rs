@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod isolation;
+pub mod traffic;
 
-pub use isolation::{IsolateError, Isolation, Place, isolate, run_inside};
+pub use isolation::{Isolation, IsolateError, Place, isolate, run_inside};
