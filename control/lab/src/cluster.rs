@@ -151,7 +151,8 @@ impl Cluster {
     /// When the plan makes no sense or the kernel refuses a step; nothing is left then.
     pub fn build(plan: &Plan) -> anyhow::Result<Self> {
         plan.check()?;
-        let nodes = (0..plan.nodes).map(|index| Node::new(index, plan)).collect::<anyhow::Result<Vec<_>>>()?;
+        let nodes =
+            (0..plan.nodes).map(|index| Node::new(index, plan)).collect::<anyhow::Result<Vec<_>>>()?;
         let switch = match plan.wiring {
             Wiring::Switch => Some(wire_to_switch(&nodes, plan)?),
             Wiring::Direct => {
@@ -208,7 +209,11 @@ impl Cluster {
 }
 
 impl Pod {
-    fn ping_all<'a>(&self, others: impl Iterator<Item = &'a Self>, timeout: Duration) -> anyhow::Result<Vec<Cell>> {
+    fn ping_all<'a>(
+        &self,
+        others: impl Iterator<Item = &'a Self>,
+        timeout: Duration,
+    ) -> anyhow::Result<Vec<Cell>> {
         let mut cells = Vec::new();
         for other in others.filter(|other| other.name() != self.name()) {
             for address in other.addresses().filter(|address| self.has_family_of(*address)) {
@@ -256,8 +261,11 @@ fn wire_directly(nodes: &[Node]) -> anyhow::Result<()> {
 
 fn wire_to_switch(nodes: &[Node], plan: &Plan) -> anyhow::Result<Resident> {
     let namespace = NetNs::new().context("make the namespace of the switch")?;
-    netlink::settle(&namespace, &[("net/ipv6/conf/all/disable_ipv6", "1"), ("net/ipv6/conf/default/disable_ipv6", "1")])
-        .context("set up the switch")?;
+    netlink::settle(
+        &namespace,
+        &[("net/ipv6/conf/all/disable_ipv6", "1"), ("net/ipv6/conf/default/disable_ipv6", "1")],
+    )
+    .context("set up the switch")?;
     in_namespace(&namespace, async |kernel: Kernel| {
         kernel.add_bridge("switch").await?;
         let up = LinkSettings { up: Some(true), mtu: Some(plan.mtu), ..LinkSettings::default() };

@@ -7,8 +7,8 @@ use std::io;
 
 use anyhow::{Context, bail};
 use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable, NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla, NlasIterator,
-    Parseable, ParseableParametrized,
+    DecodeError, DefaultNla, Emitable, NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla,
+    NlasIterator, Parseable, ParseableParametrized,
 };
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
@@ -41,7 +41,8 @@ const NESTED: u16 = 0x8000;
 /// When there is no such device, or the kernel has no ethtool netlink.
 pub fn active(device: &str) -> anyhow::Result<BTreeSet<String>> {
     let request = Request { command: FEATURES_GET, attributes: vec![header(device, 0)] };
-    let reply = Ethtool::open()?.ask(request).with_context(|| format!("read the offload features of {device}"))?;
+    let reply =
+        Ethtool::open()?.ask(request).with_context(|| format!("read the offload features of {device}"))?;
     let Some(reply) = reply else { bail!("the kernel sent no features of {device}") };
     let Some(active) = attribute(&reply.attributes, ACTIVE) else { return Ok(BTreeSet::new()) };
     names(active).with_context(|| format!("read the offload features of {device}"))
@@ -62,7 +63,8 @@ pub fn set(device: &str, changes: &[(&str, bool)]) -> anyhow::Result<()> {
     });
     let bits: Vec<DefaultNla> = bits.collect();
     let wanted = nest(WANTED, &[nest(BITS, &bits)]);
-    let request = Request { command: FEATURES_SET, attributes: vec![header(device, FLAG_OMIT_REPLY), wanted] };
+    let request =
+        Request { command: FEATURES_SET, attributes: vec![header(device, FLAG_OMIT_REPLY), wanted] };
     Ethtool::open()?
         .ask(request)
         .with_context(|| format!("set the offload features of {device} ({changes:?})"))?;

@@ -17,8 +17,7 @@ impl Resident {
     /// `name` shows in `/proc/PID/task/TID/comm`; at most 15 bytes of it.
     pub(super) fn start(namespace: NetNs, name: &str) -> anyhow::Result<Self> {
         let (alive, ended) = channel::<()>();
-        // The only thing that recv can get is the end of the sender.
-        let wait = move || drop(ended.recv());
+        let wait = move || while ended.recv().is_ok() {};
         let thread = namespace.spawn(name, wait).with_context(|| format!("start the thread of {name}"))?;
         Ok(Self { namespace, thread: Some((alive, thread)) })
     }

@@ -117,7 +117,10 @@ fn ticks_per_second() -> f64 {
 fn machine_ticks() -> io::Result<MachineTicks> {
     let text = fs::read_to_string("/proc/stat")?;
     parse_machine(&text).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, "/proc/stat does not begin with a `cpu` line of at least 7 numbers")
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "/proc/stat does not begin with a `cpu` line of at least 7 numbers",
+        )
     })
 }
 

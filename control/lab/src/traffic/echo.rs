@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::pattern::Pattern;
 use super::end::EndOnDrop;
+use super::pattern::Pattern;
 use super::{Path, percentile};
 
 /// How long one answer may take before it counts as lost.
@@ -63,7 +63,12 @@ impl SizesReport {
 /// # Errors
 ///
 /// When sockets cannot be made, or no datagram at all came back.
-pub fn udp_round_trips(path: Path<'_>, payload: usize, count: usize, pause: Duration) -> anyhow::Result<RttReport> {
+pub fn udp_round_trips(
+    path: Path<'_>,
+    payload: usize,
+    count: usize,
+    pause: Duration,
+) -> anyhow::Result<RttReport> {
     let payload = payload.max(8);
     with_udp_echo(path, |socket| {
         let mut samples = Vec::with_capacity(count);
@@ -99,7 +104,10 @@ pub fn udp_round_trips(path: Path<'_>, payload: usize, count: usize, pause: Dura
 /// # Errors
 ///
 /// When sockets cannot be made, or a size is larger than a datagram can be.
-pub fn udp_sizes(path: Path<'_>, sizes: impl IntoIterator<Item = usize> + Send) -> anyhow::Result<SizesReport> {
+pub fn udp_sizes(
+    path: Path<'_>,
+    sizes: impl IntoIterator<Item = usize> + Send,
+) -> anyhow::Result<SizesReport> {
     with_udp_echo(path, |socket| {
         let mut report = SizesReport::default();
         let mut answer = vec![0; 65_536];
@@ -131,7 +139,8 @@ pub fn udp_sizes(path: Path<'_>, sizes: impl IntoIterator<Item = usize> + Send) 
 ///
 /// When the connection cannot be made or breaks.
 pub fn tcp_sizes(path: Path<'_>, sizes: impl IntoIterator<Item = usize>) -> anyhow::Result<SizesReport> {
-    let listener = path.to.run("tcp-echo", || TcpListener::bind(path.any_port()))?.context("bind the TCP echo")?;
+    let listener =
+        path.to.run("tcp-echo", || TcpListener::bind(path.any_port()))?.context("bind the TCP echo")?;
     let at = listener.local_addr()?;
     let mut stream = path
         .from
@@ -199,7 +208,8 @@ fn is_passing(kind: io::ErrorKind) -> bool {
 
 /// Runs `ask` with a socket whose peer, at the far end of the path, sends everything back.
 fn with_udp_echo<T>(path: Path<'_>, ask: impl FnOnce(&UdpSocket) -> anyhow::Result<T>) -> anyhow::Result<T> {
-    let mirror = path.to.run("udp-echo", || UdpSocket::bind(path.any_port()))?.context("bind the UDP echo")?;
+    let mirror =
+        path.to.run("udp-echo", || UdpSocket::bind(path.any_port()))?.context("bind the UDP echo")?;
     mirror.set_read_timeout(Some(LOOK_UP))?;
     let at: SocketAddr = mirror.local_addr()?;
     let open = || UdpSocket::bind(path.any_source()).and_then(|socket| socket.connect(at).map(|()| socket));

@@ -169,7 +169,9 @@ impl Ping {
                 Ok(read) => read,
                 Err(Errno::EAGAIN | Errno::EINTR) => continue,
                 // An error that the kernel noted on the socket, such as a neighbour that does not answer.
-                Err(errno) => return Ok(Answer::Refused { error: errno.desc().to_owned(), errno: errno as i32 }),
+                Err(errno) => {
+                    return Ok(Answer::Refused { error: errno.desc().to_owned(), errno: errno as i32 });
+                }
             };
             let from = sender.unwrap_or(self.to);
             let microseconds = started.elapsed().as_secs_f64() * 1e6;

@@ -143,7 +143,9 @@ pub fn transfer(path: Path<'_>, plan: &Transfer) -> anyhow::Result<TcpReport> {
         let whole = Meter::start(&plan.watch)?;
         let mut receiving = Vec::new();
         let mut sending = Vec::new();
-        for (index, ((sender, receiver), counter)) in senders.into_iter().zip(receivers).zip(&counters).enumerate() {
+        for (index, ((sender, receiver), counter)) in
+            senders.into_iter().zip(receivers).zip(&counters).enumerate()
+        {
             let name = |end| thread::Builder::new().name(format!("tcp-{end}-{index}"));
             let job = ends::Job::of(plan, index);
             receiving.push(name("recv").spawn_scoped(scope, move || ends::receive(receiver, job, counter))?);

@@ -75,7 +75,12 @@ pub struct UdpReport {
 /// When sockets cannot be made, or sending fails for another reason than a full queue.
 pub fn flood(path: Path<'_>, plan: &Flood) -> anyhow::Result<UdpReport> {
     let segments = usize::from(plan.segments.unwrap_or(1));
-    if plan.flows == 0 || segments == 0 || segments > 64 || plan.payload == 0 || plan.payload * segments > 65_507 {
+    if plan.flows == 0
+        || segments == 0
+        || segments > 64
+        || plan.payload == 0
+        || plan.payload * segments > 65_507
+    {
         bail!(
             "a UDP flood needs at least one flow, payloads of at least 1 byte, 1 to 64 segments and at most 65507 bytes in \
              all (asked: {} flows, {} bytes, {segments} segments)",
@@ -83,14 +88,17 @@ pub fn flood(path: Path<'_>, plan: &Flood) -> anyhow::Result<UdpReport> {
             plan.payload
         );
     }
-    let receiver = path.to.run("udp-bind", || UdpSocket::bind(path.any_port()))?.context("bind the UDP receiver")?;
+    let receiver =
+        path.to.run("udp-bind", || UdpSocket::bind(path.any_port()))?.context("bind the UDP receiver")?;
     widen_receive_buffer(&receiver);
     receiver.set_read_timeout(Some(DRAINED / 4))?;
     let at = receiver.local_addr()?;
     let senders = (0..plan.flows)
         .map(|_| {
-            let open = || UdpSocket::bind(path.any_source()).and_then(|socket| socket.connect(at).map(|()| socket));
-            let socket = path.from.run("udp-bind", open)?.with_context(|| format!("connect to {at} by UDP"))?;
+            let open =
+                || UdpSocket::bind(path.any_source()).and_then(|socket| socket.connect(at).map(|()| socket));
+            let socket =
+                path.from.run("udp-bind", open)?.with_context(|| format!("connect to {at} by UDP"))?;
             if plan.segments.is_some() {
                 let size = i32::try_from(plan.payload).context("payload")?;
                 setsockopt(&socket, sockopt::UdpGsoSegment, &size).context("switch UDP_SEGMENT on")?;
@@ -170,7 +178,13 @@ fn send(socket: &UdpSocket, plan: &Flood, started: Instant) -> anyhow::Result<u6
 }
 
 /// Counts until the senders have ended and nothing has come for a while.
-fn receive(socket: &UdpSocket, payload: usize, received: &AtomicU64, wrong_size: &AtomicU64, ended: &AtomicBool) {
+fn receive(
+    socket: &UdpSocket,
+    payload: usize,
+    received: &AtomicU64,
+    wrong_size: &AtomicU64,
+    ended: &AtomicBool,
+) {
     // One byte more than expected, so that a longer datagram is told from a right one.
     let mut buffers = vec![vec![0_u8; payload + 1]; BATCH];
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
