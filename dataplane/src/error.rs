@@ -114,3 +114,20 @@ impl OpenError {
         }
     }
 }
+
+/// Why the engine was not running any more when it was stopped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// The device or the socket vanished; an [`EngineEvent`](crate::EngineEvent) said which.
+    #[error(
+        "the engine on {device} had ended by itself: its device or socket was removed by someone else. \
+         Start it again, and find out who removes it (ip monitor link)"
+    )]
+    Ended {
+        /// The TUN device.
+        device: String,
+    },
+    /// The worker failed outside a turn.
+    #[error("the engine's worker failed; the log has the panic message. Please report it")]
+    Failed,
+}
