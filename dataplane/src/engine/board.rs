@@ -40,7 +40,7 @@ impl Board {
             let mut words = self.words.iter().map(|word| word.load(Ordering::Relaxed));
             let counters = Counters::from_words(|| words.next().unwrap_or(0));
             fence(Ordering::Acquire);
-            if before % 2 == 0 && self.sequence.load(Ordering::Relaxed) == before {
+            if before.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == before {
                 return counters;
             }
             std::hint::spin_loop();

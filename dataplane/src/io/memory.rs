@@ -252,8 +252,8 @@ impl UdpPort for MemoryUdp {
         for (slot, arrival) in slots.zip(arrivals) {
             let Some(first) = queue.pop_front() else { break };
             *arrival = fill_slot(slot, &first);
-            while coalesce {
-                let fits = queue.front().is_some_and(|next| shares_slot(arrival, next));
+            loop {
+                let fits = coalesce && queue.front().is_some_and(|next| shares_slot(arrival, next));
                 let Some(next) = queue.pop_front_if(|_| fits) else { break };
                 slot[arrival.len..arrival.len + next.bytes.len()].copy_from_slice(&next.bytes);
                 arrival.len += next.bytes.len();

@@ -109,7 +109,8 @@ impl KernelTun {
                 Err(error) => refused = format!("mask {mask:#04x} refused: {error}"),
             }
         }
-        (no_tso.unwrap_or(Finding::off(refused.clone())), no_uso.unwrap_or(Finding::off(refused)))
+        let none = Finding::off(refused);
+        (no_tso.unwrap_or_else(|| none.clone()), no_uso.unwrap_or(none))
     }
 
     /// The name that the kernel gave the device.

@@ -86,35 +86,24 @@ impl ReceiveBatch {
             self.fill(at, buffer);
             count = at + 1;
         }
-        let received = match count {
-            0 => return Ok(0),
-            1 => {
-                // SAFETY: `fill` has just pointed header 0 at memory of `self` and at a buffer that is borrowed
-                // mutably for 'a, which outlives this call.
-                let len = unsafe {
-                    libc::recvmsg(fd.as_raw_fd(), &raw mut self.headers[0].msg_hdr, libc::MSG_DONTWAIT)
-                };
-                self.headers[0].msg_len = len.max(0) as libc::c_uint;
-                len.min(1)
-            }
-            // SAFETY: as above for the first `count` headers and buffers; no timeout is passed.
-            _ => {
-                (unsafe {
-                    libc::recvmmsg(
-                        fd.as_raw_fd(),
-                        self.headers.as_mut_ptr(),
-                        count as libc::c_uint,
-                        libc::MSG_DONTWAIT,
-                        ptr::null_mut(),
-                    )
-                }) as isize
-            }
-        };
-        if received < 0 {
-            return Err(io::Error::last_os_error());
+        if count == 0 {
+            return Ok(0);
         }
-        // An empty datagram is a datagram although recvmsg counts no bytes of it.
-        let received = if count == 1 { 1 } else { received.unsigned_abs() };
+        let fd = fd.as_raw_fd();
+        let received = if count == 1 {
+            // SAFETY: `fill` has just pointed header 0 at memory of `self` and at a buffer that is borrowed mutably
+            // for 'a, which outlives this call.
+            let bytes = unsafe { libc::recvmsg(fd, &raw mut self.headers[0].msg_hdr, libc::MSG_DONTWAIT) };
+            self.headers[0].msg_len = bytes.max(0) as libc::c_uint;
+            // One message, however many bytes: an empty datagram counts none.
+            if bytes < 0 { -1 } else { 1 }
+        } else {
+            let (headers, count) = (self.headers.as_mut_ptr(), count as libc::c_uint);
+            // SAFETY: `fill` has just pointed the first `count` headers at memory of `self` and at buffers that are
+            // borrowed mutably for 'a, which outlives this call; no timeout is passed.
+            unsafe { libc::recvmmsg(fd, headers, count, libc::MSG_DONTWAIT, ptr::null_mut()) }
+        };
+        let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
         for (at, arrival) in arrivals.iter_mut().enumerate().take(received) {
             *arrival = self.read(at);
         }

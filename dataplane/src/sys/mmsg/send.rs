@@ -70,24 +70,22 @@ impl SendBatch {
             self.fill(at, &message);
             count = at + 1;
         }
-        let sent = match count {
-            0 => return Ok(0),
-            // SAFETY: `fill` has just pointed header 0 at memory of `self` and of the message, all of which
-            // outlives this call; sendmsg only reads it.
-            1 => (unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const self.headers[0].msg_hdr, 0) }).min(1),
-            // SAFETY: as above for the first `count` headers; sendmmsg writes only `msg_len` in them.
-            _ => {
-                (unsafe {
-                    libc::sendmmsg(fd.as_raw_fd(), self.headers.as_mut_ptr(), count as libc::c_uint, 0)
-                }) as isize
-            }
-        };
-        match sent {
-            ..0 => Err(io::Error::last_os_error()),
-            // An empty datagram is sent although sendmsg counts no bytes of it.
-            0 if count == 1 => Ok(1),
-            sent => Ok(sent.unsigned_abs()),
+        if count == 0 {
+            return Ok(0);
         }
+        let fd = fd.as_raw_fd();
+        let sent = if count == 1 {
+            // SAFETY: `fill` has just pointed header 0 at memory of `self` and of the message, all of which outlives
+            // this call; sendmsg only reads it.
+            let bytes = unsafe { libc::sendmsg(fd, &raw const self.headers[0].msg_hdr, 0) };
+            // One message, however many bytes: an empty datagram counts none.
+            if bytes < 0 { -1 } else { 1 }
+        } else {
+            // SAFETY: `fill` has just pointed the first `count` headers at memory of `self` and of the messages, all
+            // of which outlives this call; sendmmsg writes only `msg_len` in the headers.
+            unsafe { libc::sendmmsg(fd, self.headers.as_mut_ptr(), count as libc::c_uint, 0) }
+        };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
     fn fill(&mut self, at: usize, message: &Outgoing<'_>) {
