@@ -92,7 +92,9 @@ pub enum FlagError {
         expected: &'static str,
     },
     /// Three dashes, or a dash with no name behind it.
-    #[error("{typed:?} is not a flag: one or two dashes, a name, and the value after `=` or as the next word")]
+    #[error(
+        "{typed:?} is not a flag: one or two dashes, a name, and the value after `=` or as the next word"
+    )]
     BadSyntax {
         /// The refused word.
         typed: String,
@@ -323,7 +325,10 @@ fn parse_integer(text: &str) -> Option<i64> {
         (10, lower.as_str())
     };
     let digits = if radix == 10 { digits } else { digits.strip_prefix('_').unwrap_or(digits) };
-    if digits.starts_with('_') || digits.ends_with('_') || digits.contains("__") || digits.starts_with(['+', '-'])
+    if digits.starts_with('_')
+        || digits.ends_with('_')
+        || digits.contains("__")
+        || digits.starts_with(['+', '-'])
     {
         return None;
     }
@@ -349,7 +354,9 @@ mod tests {
 
     #[test]
     fn one_dash_and_two_are_the_same() {
-        for words in [["-iface", "eth0"].as_slice(), &["--iface", "eth0"], &["-iface=eth0"], &["--iface=eth0"]] {
+        for words in
+            [["-iface", "eth0"].as_slice(), &["--iface", "eth0"], &["-iface=eth0"], &["--iface=eth0"]]
+        {
             assert_eq!(parse(words).unwrap().list("iface"), ["eth0"], "{words:?}");
         }
     }
@@ -365,7 +372,12 @@ mod tests {
         let flags = parse(&["-ip-masq", "true", "--iface", "eth0"]).unwrap();
         assert!(flags.switch("ip-masq"));
         assert_eq!(flags.words, ["true", "--iface", "eth0"], "the first word ends the flags");
-        assert!(parse(&["-ip-masq=yes"]).unwrap_err().to_string().contains("--ip-masq: \"yes\" is not true or false"));
+        assert!(
+            parse(&["-ip-masq=yes"])
+                .unwrap_err()
+                .to_string()
+                .contains("--ip-masq: \"yes\" is not true or false")
+        );
     }
 
     #[test]
@@ -402,7 +414,21 @@ mod tests {
         ] {
             assert_eq!(parse_integer(text), Some(value), "{text}");
         }
-        for text in ["", "x", "1.0", "1e3", "0x", "_1", "1_", "1__0", "9223372036854775808", "--1", "0b2", "-+1", "0x-1"] {
+        for text in [
+            "",
+            "x",
+            "1.0",
+            "1e3",
+            "0x",
+            "_1",
+            "1_",
+            "1__0",
+            "9223372036854775808",
+            "--1",
+            "0b2",
+            "-+1",
+            "0x-1",
+        ] {
             assert_eq!(parse_integer(text), None, "{text}");
         }
     }

@@ -81,7 +81,8 @@ impl<'a> Node<'a> {
                 text: format!("expected UTF-8 text, found the byte {:#04x}", bytes[valid.len()]),
             }
         })?;
-        let raw: &RawValue = serde_json::from_str(source).map_err(|error| syntax(source, 0, source, &error))?;
+        let raw: &RawValue =
+            serde_json::from_str(source).map_err(|error| syntax(source, 0, source, &error))?;
         Ok(Self { source, text: raw.get() })
     }
 
@@ -209,7 +210,8 @@ fn offset_in(source: &str, part: &str) -> usize {
 
 /// serde_json's error, placed in the whole text: `text` begins `base` bytes into `source`.
 fn syntax(source: &str, base: usize, text: &str, error: &serde_json::Error) -> Remark {
-    let line_start: usize = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
+    let line_start: usize =
+        text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
     // serde_json counts the bytes read in the line, the offending one included.
     let mut offset = (line_start + error.column().saturating_sub(1)).min(text.len());
     while !text.is_char_boundary(offset) {

@@ -115,7 +115,11 @@ impl FromStr for Key {
             None if text.contains(':') => Self(Subnet::V6(half(text, 127)?)),
             None => Self(Subnet::V4(half(text, 31)?)),
         };
-        if key.to_string() == text && key.0.nets().all(|net| net == net.trunc()) { Ok(key) } else { Err(NotAKey) }
+        if key.to_string() == text && key.0.nets().all(|net| net == net.trunc()) {
+            Ok(key)
+        } else {
+            Err(NotAKey)
+        }
     }
 }
 
@@ -139,7 +143,7 @@ pub struct LeaseAttrs {
 impl LeaseAttrs {
     /// Who holds the lease: flannel knows a node by its public address.
     pub fn owner(&self) -> Option<IpAddr> {
-        self.public_ip.map(IpAddr::V4).or(self.public_ipv6.map(IpAddr::V6))
+        self.public_ip.map(IpAddr::V4).or_else(|| self.public_ipv6.map(IpAddr::V6))
     }
 }
 
@@ -162,6 +166,7 @@ impl Lease {
 }
 
 /// What a store tells about leases.
+#[expect(clippy::large_enum_variant, reason = "one lives at a time")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeaseUpdate {
     /// All there are; what is not in it is gone.
@@ -208,7 +213,14 @@ pub(crate) mod tests {
 
     #[test]
     fn one_subnet_has_one_key() {
-        for text in ["10.12.13.5-24", "10.12.13.0-024", "fd00:0::-56", "FD00::-56", "10.12.13.0/24", "fd00::-56&10.1.0.0-24"] {
+        for text in [
+            "10.12.13.5-24",
+            "10.12.13.0-024",
+            "fd00:0::-56",
+            "FD00::-56",
+            "10.12.13.0/24",
+            "fd00::-56&10.1.0.0-24",
+        ] {
             assert_eq!(text.parse::<Key>(), Err(NotAKey), "{text}");
         }
     }

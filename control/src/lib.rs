@@ -23,3 +23,4 @@ pub mod flags;
 pub mod json;
 pub mod lease;
 pub mod network;
+pub mod store;

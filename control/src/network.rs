@@ -225,8 +225,7 @@ const VXLAN_KEYS: &[&str] = &["Type", "VNI", "Port", "MTU", "GBP", "Learning", "
 const UDP_KEYS: &[&str] = &["Type", "Port"];
 const OURS: &str = "\"vxlan\" or \"udp\"";
 /// Backends that flannel has and this version does not.
-const FLANNELS: &[&str] =
-    &["alloc", "extension", "host-gw", "ipip", "ipsec", "tencent-vpc", "wireguard"];
+const FLANNELS: &[&str] = &["alloc", "extension", "host-gw", "ipip", "ipsec", "tencent-vpc", "wireguard"];
 
 fn backend(node: &Node<'_>, notices: &mut Vec<Remark>) -> Result<BackendConfig, Remark> {
     let object = node.object("an object like {\"Type\": \"vxlan\"}")?;
@@ -236,7 +235,9 @@ fn backend(node: &Node<'_>, notices: &mut Vec<Remark>) -> Result<BackendConfig, 
     };
     let kind = kind_node.string().map_err(|_| kind_node.expected(OURS))?.to_ascii_lowercase();
     let port = |least, default: u16| match object.get("Port") {
-        Some(node) => node.integer(least, u16::MAX.into()).map(|port| if port == 0 { default } else { port as u16 }),
+        Some(node) => {
+            node.integer(least, u16::MAX.into()).map(|port| if port == 0 { default } else { port as u16 })
+        }
         None => Ok(default),
     };
     match kind.as_str() {
@@ -268,7 +269,11 @@ fn backend(node: &Node<'_>, notices: &mut Vec<Remark>) -> Result<BackendConfig, 
             Ok(BackendConfig::Vxlan { vni, port: port(0, VXLAN_PORT)?, mtu })
         }
         other => {
-            let known = if FLANNELS.contains(&other) { "is a backend that this version does not have" } else { "is unknown" };
+            let known = if FLANNELS.contains(&other) {
+                "is a backend that this version does not have"
+            } else {
+                "is unknown"
+            };
             let shown: String = other.chars().take(40).collect();
             let text = format!("backend type \"{shown}\" {known}: expected {OURS}");
             Err(Remark { at: kind_node.position(), text })
@@ -283,7 +288,10 @@ const DEFAULT_VNI: Vni = match Vni::new(1) {
 
 /// Options of the kernel's VXLAN device that have no meaning where the engine carries the packets.
 const IGNORED_BY_THE_ENGINE: [(&str, &str); 3] = [
-    ("GBP", "the engine knows no group policy, and drops frames that carry one as the kernel does without it"),
+    (
+        "GBP",
+        "the engine knows no group policy, and drops frames that carry one as the kernel does without it",
+    ),
     ("Learning", "the engine takes peers from leases only, never from packets"),
     ("DirectRouting", "this version sends to every peer through the tunnel"),
 ];
@@ -345,9 +353,13 @@ mod tests {
 
     #[test]
     fn the_default_length_leaves_four_subnets() {
-        for (network, length) in
-            [("10.0.0.0/8", 24), ("10.0.0.0/22", 24), ("10.0.0.0/23", 25), ("10.0.0.0/24", 26), ("10.0.0.0/28", 30)]
-        {
+        for (network, length) in [
+            ("10.0.0.0/8", 24),
+            ("10.0.0.0/22", 24),
+            ("10.0.0.0/23", 25),
+            ("10.0.0.0/24", 26),
+            ("10.0.0.0/28", 30),
+        ] {
             assert_eq!(v4(&format!("{{\"Network\": \"{network}\"}}")).subnet_length(), length, "{network}");
         }
     }
@@ -383,14 +395,22 @@ mod tests {
     fn vxlan_options_match_in_any_case() {
         let config = parse(r#"{"network": "10.3.0.0/16", "backend": {"type": "VXLAN", "vni": 7, "port": 4789, "Mtu": 1400}}"#)
             .unwrap();
-        assert_eq!(config.backend, BackendConfig::Vxlan { vni: Vni::new(7).unwrap(), port: 4789, mtu: Some(1400) });
-        let config = parse(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan", "Port": 0, "MTU": 0}}"#).unwrap();
+        assert_eq!(
+            config.backend,
+            BackendConfig::Vxlan { vni: Vni::new(7).unwrap(), port: 4789, mtu: Some(1400) }
+        );
+        let config =
+            parse(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan", "Port": 0, "MTU": 0}}"#)
+                .unwrap();
         assert_eq!(config.backend, BackendConfig::Vxlan { vni: DEFAULT_VNI, port: 8472, mtu: None });
     }
 
     #[test]
     fn the_last_duplicate_wins() {
-        assert_eq!(v4(r#"{"Network": "10.3.0.0/16", "NETWORK": "10.4.0.0/16"}"#).network().to_string(), "10.4.0.0/16");
+        assert_eq!(
+            v4(r#"{"Network": "10.3.0.0/16", "NETWORK": "10.4.0.0/16"}"#).network().to_string(),
+            "10.4.0.0/16"
+        );
     }
 
     #[test]
@@ -404,7 +424,9 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_told_with_the_nearest() {
-        let config = parse(r#"{"Network": "10.3.0.0/16", "SubnetLength": 24, "Backend": {"Type": "udp", "Prot": 1}}"#).unwrap();
+        let config =
+            parse(r#"{"Network": "10.3.0.0/16", "SubnetLength": 24, "Backend": {"Type": "udp", "Prot": 1}}"#)
+                .unwrap();
         let notices: Vec<_> = config.notices.iter().map(ToString::to_string).collect();
         assert_eq!(
             notices,

@@ -15,6 +15,7 @@ pub struct LeaseSet {
 }
 
 /// One difference that an update made.
+#[expect(clippy::large_enum_variant, reason = "few live at a time, and they live briefly")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeaseChange {
     /// A node joined.

@@ -102,13 +102,16 @@ fn vxlan_value(data: VxlanData) -> Value {
 
 /// Reads a value with or without `Expiry`; the first error is told with its place.
 pub fn parse_value(bytes: &[u8]) -> Result<(LeaseAttrs, Option<SystemTime>), Remark> {
-    let object = Node::parse(bytes)?.object("a lease like {\"PublicIP\":\"192.0.2.1\",\"PublicIPv6\":null}")?;
+    let object =
+        Node::parse(bytes)?.object("a lease like {\"PublicIP\":\"192.0.2.1\",\"PublicIPv6\":null}")?;
     let public_ip = match object.get("PublicIP") {
         Some(node) => Some(node.parsed::<Ipv4Addr>("an IPv4 address")?).filter(|ip| !ip.is_unspecified()),
         None => None,
     };
     let public_ipv6 = match object.get("PublicIPv6") {
-        Some(node) => Some(node.parsed::<Ipv6Addr>("an IPv6 address or null")?).filter(|ip| !ip.is_unspecified()),
+        Some(node) => {
+            Some(node.parsed::<Ipv6Addr>("an IPv6 address or null")?).filter(|ip| !ip.is_unspecified())
+        }
         None => None,
     };
     if public_ip.is_none() && public_ipv6.is_none() {

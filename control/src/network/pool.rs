@@ -1,6 +1,7 @@
 //! A pool: the subnets of one length that nodes may lease, between two bounds, in either family.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
 use dataplane_core::IpNet;
 
@@ -115,6 +116,18 @@ impl Pool {
     pub fn nth(&self, index: u128) -> Option<IpNet> {
         let bits = SubnetBits::of(&self.network, self.subnet_length());
         (index < self.count()).then(|| bits.nth(to_bits(self.first.addr()), index))
+    }
+
+    /// Which subnets of the pool share an address with `net`, by index; `None` if none does.
+    pub fn indices(&self, net: &IpNet) -> Option<RangeInclusive<u128>> {
+        if net.addr().is_ipv4() != self.network.addr().is_ipv4() {
+            return None;
+        }
+        let bits = SubnetBits::of(&self.network, self.subnet_length());
+        let base = to_bits(self.first.addr());
+        let low = to_bits(net.network()).max(base);
+        let high = to_bits(net.broadcast()).min(to_bits(self.last.broadcast()));
+        (low <= high).then(|| ((low - base) >> bits.shift)..=((high - base) >> bits.shift))
     }
 
     /// `subnet` is one of the pool: the right length, between the bounds, no host bits.
