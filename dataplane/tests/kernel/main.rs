@@ -1,15 +1,20 @@
 //! Promises of the engine over real TUN devices and sockets, in private network namespaces.
+#![allow(clippy::print_stderr, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use dataplane::core::{Counters, Family};
-use dataplane::{Feature, Features};
+use dataplane::core::{Counters, DropReason, Family};
+use dataplane::{Engine, EngineEvent, Feature, Features, OpenError};
+use hostnet::netns::NetNs;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use socket2::{Domain, Protocol, Socket, Type};
 
 mod pair;
 
-use pair::{Node, Shape, pair, possible};
+use pair::{Node, Shape, config, netlink, pair, possible};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -112,15 +117,134 @@ fn datagrams_and_streams_flow_with_every_feature_off() {
 }
 
 #[test]
-fn superpackets_cross_whole() {
+fn a_bulk_transfer_arrives_as_it_was_sent() {
     if !possible() {
         return;
     }
     let nodes = pair(&Shape::vxlan());
-    let start = Instant::now();
-    tcp_transfer(&nodes, Family::V4, 256 << 20);
-    let seconds = start.elapsed().as_secs_f64();
+    tcp_transfer(&nodes, Family::V4, 100 << 20);
+    stop(nodes);
+}
+
+#[test]
+fn pings_are_answered() {
+    if !possible() {
+        return;
+    }
+    let nodes = pair(&Shape::raw());
+    let far = nodes[1].address(Family::V4);
+    let answer = nodes[0]
+        .ns
+        .run("ping", || {
+            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            // Echo request, code 0, checksum, identifier 0x1234, sequence 1.
+            let request = [8, 0, 0xe5, 0xca, 0x12, 0x34, 0, 1];
+            socket.send_to(&request, &SocketAddr::from((far, 0)).into()).unwrap();
+            let mut buffer = [0; 1500];
+            let len = (&socket).read(&mut buffer).unwrap();
+            buffer[20..len].to_vec()
+        })
+        .unwrap();
+    assert_eq!(answer, [0, 0, 0xed, 0xca, 0x12, 0x34, 0, 1]);
+    let [near, far] = stop(nodes);
+    assert!(near.tx.passed >= 1 && far.rx.passed >= 1 && near.rx.passed >= 1);
+}
+
+#[test]
+fn a_failed_worker_goes_on() {
+    if !possible() {
+        return;
+    }
+    let nodes = pair(&Shape::vxlan());
+    udp_echo(&nodes, Family::V4, &[100]);
+    nodes[0].engine.fail_once();
+    let near = (nodes[0].address(Family::V4), 9);
+    let socket = nodes[0].ns.run("bind", || UdpSocket::bind(near).unwrap()).unwrap();
+    socket.send_to(b"lost", (nodes[1].address(Family::V4), 9)).unwrap();
+    let said = nodes[0].engine.events().recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(said, EngineEvent::WorkerPanicked { lost: 1, .. }), "{said}");
+    udp_echo(&nodes, Family::V4, &[100]);
     let [near, _] = stop(nodes);
-    let rate = near.tx.passed_bytes as f64 * 8.0 / seconds / 1e9;
-    writeln!(std::io::stderr(), "{rate:.2} Gb/s").unwrap();
+    assert_eq!(near.tx.dropped(DropReason::WorkerFailed), 1);
+}
+
+#[test]
+fn a_device_removed_by_someone_else_ends_the_engine_aloud() {
+    if !possible() {
+        return;
+    }
+    let [near, _far] = pair(&Shape::vxlan());
+    netlink(&near.ns, |kernel| async move { kernel.delete_link("flannel.1").await.unwrap() });
+    let said = near.engine.events().recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(said, EngineEvent::DeviceGone { .. }), "{said}");
+    let error = near.engine.stop().unwrap_err();
+    assert!(error.to_string().contains("flannel.1"), "{error}");
+}
+
+#[test]
+fn the_device_goes_with_the_engine() {
+    if !possible() {
+        return;
+    }
+    let nodes = pair(&Shape::vxlan());
+    let exists = |ns: &NetNs| ns.run("look", || nix::net::if_::if_nametoindex("flannel.1").is_ok()).unwrap();
+    for node in nodes {
+        assert!(exists(&node.ns));
+        drop(node.engine);
+        assert!(!exists(&node.ns));
+    }
+}
+
+#[test]
+fn an_engine_that_cannot_open_says_why_and_leaves_nothing() {
+    if !possible() {
+        return;
+    }
+    let nodes = pair(&Shape::vxlan());
+    let ns = &nodes[0].ns;
+    let bound = SocketAddr::from((pair::underlay(1, Family::V4), 8472));
+    let open = |device: &str, bind: &str| {
+        let config = config(device, &Shape::vxlan(), bind.parse().unwrap());
+        let error = ns.run("open", || Engine::open(&config).err().unwrap()).unwrap();
+        let left = ns.run("look", || nix::net::if_::if_nametoindex("other0").is_ok()).unwrap();
+        assert!(!left, "no device is left behind");
+        error
+    };
+    let error = open("flannel.1", "192.0.2.1:9999");
+    assert!(matches!(&error, OpenError::DeviceNameTaken { device } if device == "flannel.1"), "{error}");
+    let error = open("other0", "192.0.2.1:8472");
+    assert!(matches!(error, OpenError::PortTaken { addr } if addr == bound), "{error}");
+    let error = open("other0", "192.0.2.77:8472");
+    assert!(matches!(error, OpenError::AddressNotAvailable { .. }), "{error}");
+    let error = ns
+        .run("no-tun", || {
+            // A mount namespace of this thread's own, in which /dev/net is empty.
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let nothing = None::<&str>;
+            mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+            mount(Some("none"), "/dev/net", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+            Engine::open(&config("other0", &Shape::vxlan(), "192.0.2.1:9999".parse().unwrap())).err().unwrap()
+        })
+        .unwrap();
+    assert!(matches!(error, OpenError::NoTunDevice { .. }), "{error}");
+    stop(nodes);
+}
+
+#[test]
+fn every_probe_answers_and_a_forced_one_says_so() {
+    if !possible() {
+        return;
+    }
+    let ns = NetNs::new().unwrap();
+    let mut config = config("probe0", &Shape::raw(), "0.0.0.0:0".parse().unwrap());
+    config.off = "udp-gro,tun-vnet-hdr".parse().unwrap();
+    let engine = ns.run("open", || Engine::open(&config)).unwrap().unwrap();
+    let text = engine.capabilities().to_string();
+    assert!(text.contains("udp-gro: off (forced by --engine-off)"), "{text}");
+    assert!(text.contains("tun-vnet-hdr: off (forced by --engine-off)"), "{text}");
+    assert!(text.contains("tun-tso: off (needs tun-vnet-hdr)"), "{text}");
+    // Loopback is down in a new namespace, so the probe over it cannot ask.
+    assert!(text.contains("udp-gso: on (64 datagrams a send; not asked"), "{text}");
+    assert_ne!(engine.local().port(), 0);
 }

@@ -1,6 +1,5 @@
 //! Two nodes in private network namespaces, joined by a veth pair, each with a running engine.
 
-use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::OnceLock;
 
@@ -50,7 +49,7 @@ pub(crate) fn possible() -> bool {
         opened.map(drop).map_err(|error| error.to_string())
     });
     if let Err(why) = answer {
-        writeln!(io::stderr(), "SKIPPED: {why}").unwrap();
+        eprintln!("SKIPPED: {why}");
     }
     answer.is_ok()
 }
