@@ -9,13 +9,16 @@
 //! ```
 //!
 //! [`state`] and [`change`] are pure: sorted sets and their ordered difference. [`kernel`] is the only module that
-//! speaks netlink. [`netns`] runs code inside a network namespace.
+//! speaks netlink. [`netns`] runs code inside a network namespace, [`sysctl`] and [`subnet_env`] read and write the two
+//! kinds of files that a node agent deals with.
 #![forbid(unsafe_code)]
 
 pub mod host;
 pub mod kernel;
 pub mod netns;
 pub mod state;
+pub mod subnet_env;
+pub mod sysctl;
 
 pub use host::HostError;
 pub use nix::errno::Errno;

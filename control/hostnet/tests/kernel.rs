@@ -11,6 +11,7 @@ use hostnet::Errno;
 use hostnet::kernel::{Kernel, LinkSettings, Vxlan};
 use hostnet::netns::NetNs;
 use hostnet::state::{FdbEntry, Neighbour, Route, RouteProtocol, RouteScope};
+use hostnet::sysctl;
 use ipnet::IpNet;
 
 #[test]
@@ -347,6 +348,22 @@ fn dumps_at_the_same_time_do_not_disturb_each_other() {
         let clone = kernel.clone();
         let (links, routes, addresses) = tokio::join!(kernel.links(), clone.routes(), kernel.addresses());
         assert_eq!((links.unwrap().len(), routes.unwrap().len(), addresses.unwrap().len()), (1, 0, 0));
+    });
+}
+
+#[test]
+fn a_setting_changes_in_this_namespace_only() {
+    in_private_namespace(async |_ns, kernel| {
+        kernel.add_bridge("flannel.1").await.unwrap();
+        let name = "net/ipv6/conf/flannel.1/accept_ra";
+        for value in ["0", "1"] {
+            sysctl::set(name, value).unwrap();
+            assert_eq!(sysctl::read(name).unwrap(), value);
+        }
+        assert_eq!(sysctl::set(name, "not a number").unwrap_err().errno, Errno::EINVAL);
+        let other = NetNs::new().unwrap();
+        let there = other.run("test", || sysctl::read(name)).unwrap();
+        assert_eq!(there.unwrap_err().errno, Errno::ENOENT);
     });
 }
 

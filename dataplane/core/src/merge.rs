@@ -186,10 +186,10 @@ impl Merger {
         let place = flow.hash() as usize % self.newest.len();
         let candidate = self.candidate(packet, ip, unfinished);
         let newest = self.newest.get(place).copied().unwrap_or(0);
-        if let (Some(candidate), Some(at)) = (&candidate, usize::from(newest).checked_sub(1)) {
-            if self.join(at, candidate, piece, ip, unfinished) {
-                return true;
-            }
+        if let (Some(candidate), Some(at)) = (&candidate, usize::from(newest).checked_sub(1))
+            && self.join(at, candidate, piece, ip, unfinished)
+        {
+            return true;
         }
         let begun = self.begin(piece, ip, candidate.as_ref(), unfinished);
         if let Some(slot) = self.newest.get_mut(place) {
@@ -306,10 +306,10 @@ impl Merger {
         aggregate.next_sequence = packet.sequence.wrapping_add(packet.payload as u32);
         aggregate.next_id = packet.id.wrapping_add(1);
         aggregate.open = !packet.push && packet.payload == usize::from(aggregate.gso_size);
-        if packet.push {
-            if let Some(flags) = aggregate.headers.get_mut(ip.l3_len + 13) {
-                *flags |= PSH;
-            }
+        if packet.push
+            && let Some(flags) = aggregate.headers.get_mut(ip.l3_len + 13)
+        {
+            *flags |= PSH;
         }
         let previous = core::mem::replace(&mut aggregate.last, index as u32);
         let headers = packet.headers.len() as u16;

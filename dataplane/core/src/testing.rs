@@ -8,11 +8,12 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::checksum::Sum;
 use crate::encap::{Encap, Vni};
 use crate::forward::{Forwarder, ForwarderConfig, SourceCheck};
-use crate::merge::MergeConfig;
+use crate::merge::{MergeConfig, Merger, Piece, SCRATCH_SLOT, TunWrite};
 use crate::mtu::OverlayMtu;
 use crate::peers::{Local, Peer, PeerTable};
-use crate::wire::edit::{fill_ipv4_checksum, l4_checksum_offset, pseudo_header, put16};
-use crate::wire::vnet::{Gso, VnetHdr};
+use crate::split::Segmenter;
+use crate::wire::edit::{complete_checksum, fill_ipv4_checksum, l4_checksum_offset, pseudo_header, put16};
+use crate::wire::vnet::{Gso, VNET_HDR_LEN, VnetHdr};
 use crate::wire::{Family, ICMP, ICMPV6, Ip, Length, MacAddr, TCP, UDP};
 
 /// What follows the IP header.
@@ -328,4 +329,105 @@ pub fn forwarder(encap: Encap, source_check: SourceCheck) -> Forwarder {
         source_check,
         merge: MergeConfig::ALL,
     })
+}
+
+/// The bytes of one write to the device, gathered from the receive buffers.
+#[must_use]
+pub fn gather(write: &TunWrite<'_>, merger: &Merger, buffers: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = write.head().to_vec();
+    for piece in write.pieces() {
+        bytes.extend(resolve(piece, merger, buffers));
+    }
+    bytes
+}
+
+/// The bytes that a piece refers to.
+#[must_use]
+pub fn resolve<'a>(piece: Piece, merger: &'a Merger, buffers: &'a [Vec<u8>]) -> &'a [u8] {
+    let buffer =
+        if piece.slot == SCRATCH_SLOT { merger.scratch() } else { &buffers[usize::from(piece.slot)] };
+    &buffer[piece.start..piece.start + piece.len]
+}
+
+/// What Linux checks of a packet written to a TUN (`virtio_net_hdr_to_skb` and `tun_get_user`, 6.18): `Err` names the
+/// rule that would answer `EINVAL`.
+///
+/// # Errors
+/// The first broken rule.
+pub fn kernel_accepts(bytes: &[u8]) -> Result<(), &'static str> {
+    let (head, packet) = bytes.split_first_chunk::<VNET_HDR_LEN>().ok_or("shorter than a vnet header")?;
+    let vnet = VnetHdr::from_bytes(head).ok_or("unknown gso type")?;
+    if usize::from(vnet.hdr_len) > packet.len() {
+        return Err("hdr_len beyond the packet");
+    }
+    let version = packet.first().map_or(0, |first| first >> 4);
+    if version != 4 && version != 6 {
+        return Err("version nibble");
+    }
+    let start = usize::from(vnet.csum_start);
+    if vnet.needs_checksum && start + usize::from(vnet.csum_offset) + 2 > packet.len() {
+        return Err("checksum beyond the packet");
+    }
+    let (protocol, field, header) = match vnet.gso {
+        Gso::None => return Ok(()),
+        Gso::Tcp(family) => {
+            if (family == Family::V4) != (version == 4) {
+                return Err("gso type against version");
+            }
+            (TCP, 16, 20)
+        }
+        Gso::Udp => (UDP, 6, 8),
+    };
+    if !vnet.needs_checksum || usize::from(vnet.csum_offset) != field {
+        return Err("checksum field of the wrong protocol");
+    }
+    if vnet.gso_size == 0 {
+        return Err("gso_size 0");
+    }
+    let ip = Ip::parse(packet, Length::Buffer).map_err(|_| "not IP")?;
+    if ip.protocol != protocol || ip.l3_len != start || start + header > packet.len() {
+        return Err("headers do not match the gso type");
+    }
+    let payload = packet.len() - usize::from(vnet.hdr_len);
+    if vnet.gso == Gso::Udp && payload.div_ceil(usize::from(vnet.gso_size)) > 128 {
+        return Err("more than 128 UDP segments");
+    }
+    Ok(())
+}
+
+/// What the kernel makes of a write: the packets that reach the pod, checksums finished.
+#[must_use]
+pub fn kernel_cuts(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let (head, packet) = bytes.split_first_chunk::<VNET_HDR_LEN>().unwrap();
+    let vnet = VnetHdr::from_bytes(head).unwrap();
+    let mut packet = packet.to_vec();
+    if vnet.gso == Gso::None {
+        if vnet.needs_checksum {
+            assert!(complete_checksum(&mut packet, vnet.csum_start.into(), vnet.csum_offset.into()));
+        }
+        return vec![packet];
+    }
+    let ip = Ip::parse(&packet, Length::Buffer).unwrap();
+    let cut = Segmenter::new(&packet, &ip, &vnet).unwrap();
+    (0..cut.count())
+        .map(|i| {
+            let mut segment = vec![0; cut.len_of(i)];
+            cut.write(i, &mut segment);
+            segment
+        })
+        .collect()
+}
+
+/// A packet with what merging may change made equal: the IPv4 id where DF is set (RFC 6864).
+#[must_use]
+pub fn normal(packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    if let Ok(ip) = Ip::parse(&packet, Length::Claimed)
+        && ip.family() == Family::V4
+        && ip.dont_fragment
+    {
+        put16(&mut packet, 4, 0);
+        fill_ipv4_checksum(&mut packet, ip.l3_len);
+    }
+    packet
 }
