@@ -10,6 +10,7 @@ use dataplane::{Engine, EngineEvent, EngineHandle, Feature, Features, OpenError}
 use hostnet::netns::NetNs;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 mod pair;
@@ -40,6 +41,26 @@ fn udp_echo(nodes: &[Node; 2], family: Family, sizes: &[usize]) {
         server.send_to(&buffer[..len], from).unwrap();
         let (len, _) = client.recv_from(&mut buffer).unwrap_or_else(lost);
         assert_eq!(buffer[..len], sent, "{size} bytes");
+    }
+}
+
+/// Sends datagrams as one UDP superpacket, as QUIC senders do, both ways: they arrive one by one.
+fn udp_superpacket(nodes: &[Node; 2], family: Family) {
+    let open = |node: &Node, port: u16| {
+        let address = (node.address(family), port);
+        node.ns.run("bind", || UdpSocket::bind(address).unwrap()).unwrap()
+    };
+    let sockets = [open(&nodes[0], 443), open(&nodes[1], 443)];
+    let sent: Vec<u8> = (0..40_100u32).map(|at| (at % 253) as u8).collect();
+    for (from, to, node) in [(0, 1, &nodes[1]), (1, 0, &nodes[0])] {
+        setsockopt(&sockets[from], sockopt::UdpGsoSegment, &1200).unwrap();
+        sockets[to].set_read_timeout(Some(PATIENCE)).unwrap();
+        sockets[from].send_to(&sent, (node.address(family), 443)).unwrap();
+        let mut buffer = vec![0; 65_536];
+        for datagram in sent.chunks(1200) {
+            let len = sockets[to].recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..len], datagram);
+        }
     }
 }
 
@@ -88,6 +109,7 @@ fn everything_flows(shape: &Shape) {
     let nodes = pair(shape);
     for family in [Family::V4, Family::V6] {
         udp_echo(&nodes, family, SIZES);
+        udp_superpacket(&nodes, family);
         tcp_transfer(&nodes, family, 4 << 20);
     }
     let counters = stop(nodes);
