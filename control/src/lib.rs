@@ -20,7 +20,9 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod daemon;
 pub mod flags;
+pub mod fuzzing;
 pub mod json;
 pub mod lease;
 pub mod network;
