@@ -26,7 +26,7 @@ pub mod vxlan;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use hostnet::kernel::{Kernel, LinkSettings};
@@ -42,6 +42,9 @@ use resident::Resident;
 
 /// More would leave the /24 of the underlay.
 const MOST_NODES: usize = 250;
+
+/// How long the kernel may take to bring all links up. It takes milliseconds.
+const LINKS_UP: Duration = Duration::from_secs(20);
 
 /// Which addresses the nodes have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -163,6 +166,11 @@ impl Cluster {
         for node in &nodes {
             node.settle_underlay(plan).with_context(|| format!("set up eth0 of {}", node.name()))?;
         }
+        if let Some((first, others)) = nodes.split_first() {
+            let addresses = others.iter().flat_map(Node::addresses);
+            await_links(first.namespace(), addresses)
+                .with_context(|| format!("reach the nodes from {}", first.name()))?;
+        }
         Ok(Self { plan: *plan, nodes, _switch: switch })
     }
 
@@ -224,6 +232,27 @@ impl Pod {
         }
         Ok(cells)
     }
+}
+
+/// Waits until every address answers a ping from the namespace. A device that is up may take no packets yet: the kernel
+/// attaches its queue, and lets a bridge forward to it, in the background once both ends of the pair are up.
+fn await_links(from: &NetNs, addresses: impl IntoIterator<Item = IpAddr>) -> anyhow::Result<()> {
+    let deadline = Instant::now() + LINKS_UP;
+    for address in addresses {
+        let ping = Ping { timeout: Duration::from_millis(100), ..Ping::new(address) };
+        loop {
+            let answer = ping.send_from(from)?;
+            if answer.microseconds().is_some() {
+                break;
+            }
+            if Instant::now() > deadline {
+                bail!("{address} does not answer within {LINKS_UP:?} (last: {answer:?})");
+            }
+            // Answers of another kind come at once, and asking again as fast would keep the kernel from its work.
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    Ok(())
 }
 
 /// A node's addresses on the underlay; the last byte is its number, from 1.

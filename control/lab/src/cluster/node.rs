@@ -7,13 +7,14 @@ use anyhow::{Context, bail};
 use hostnet::kernel::{Kernel, LinkSettings};
 use hostnet::netns::NetNs;
 use hostnet::state::Route;
+use hostnet::subnet_env::SubnetEnv;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
 
 use super::netlink::{in_namespace, settle};
 use super::process::Process;
 use super::resident::Resident;
-use super::{GATEWAY_V4, GATEWAY_V6, LinkModel, Plan, letter, offloads, underlay_addresses};
+use super::{GATEWAY_V4, GATEWAY_V6, LinkModel, Plan, await_links, letter, offloads, underlay_addresses};
 
 /// The device of a node on the underlay, and of a pod.
 pub const DEVICE: &str = "eth0";
@@ -59,6 +60,12 @@ pub struct PodNetwork {
     pub subnets: Vec<IpNet>,
     /// MTU of pods and of the bridge, in bytes.
     pub mtu: u32,
+}
+
+impl From<&SubnetEnv> for PodNetwork {
+    fn from(env: &SubnetEnv) -> Self {
+        Self { subnets: env.subnets.clone(), mtu: env.mtu }
+    }
 }
 
 impl Node {
@@ -111,6 +118,11 @@ impl Node {
     /// Its IPv6 address on the underlay.
     pub fn v6(&self) -> Option<Ipv6Addr> {
         self.v6
+    }
+
+    /// Its addresses on the underlay.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
     }
 
     /// Its pods, in the order they were added.
@@ -171,6 +183,7 @@ impl Node {
             }
             Ok(())
         })?;
+        await_links(&namespace, gateways.iter().map(IpNet::addr)).context("reach the bridge")?;
         Ok(Pod { resident: Resident::start(namespace, &name)?, name, nets })
     }
 }

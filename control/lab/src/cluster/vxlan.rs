@@ -4,12 +4,12 @@
 //! permanent neighbour (base address → MAC), a forwarding entry (MAC → node address) and a route by the base address,
 //! marked onlink because no address of the device covers it. The device has its own base address as /32 or /128.
 
-use std::fs;
 use std::net::IpAddr;
 
 use anyhow::{Context, bail};
 use hostnet::kernel::{Kernel, LinkSettings, Vxlan};
 use hostnet::state::{FdbEntry, Neighbour, Route};
+use hostnet::sysctl;
 use ipnet::IpNet;
 
 use super::netlink::in_namespace;
@@ -83,10 +83,8 @@ impl Node {
                     ..Vxlan::new(device.as_str(), settings.vni, settings.port)
                 })
                 .await?;
-            let accept_ra = format!("/proc/sys/net/ipv6/conf/{device}/accept_ra");
-            if fs::exists(&accept_ra)? {
-                fs::write(&accept_ra, "0").with_context(|| format!("write {accept_ra}"))?;
-            }
+            // Refused on a kernel without IPv6, where no router advertisement comes either.
+            sysctl::set(&format!("net/ipv6/conf/{device}/accept_ra"), "0").ok();
             let (base, host) = (own.subnet.network(), own.subnet.max_prefix_len());
             kernel.add_address(&device, IpNet::new(base, host)?).await?;
             kernel.set_link(&device, &LinkSettings { up: Some(true), ..LinkSettings::default() }).await?;

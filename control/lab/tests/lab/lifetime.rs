@@ -35,7 +35,10 @@ pub(crate) fn play_role() -> Option<ExitCode> {
     let marker = std::env::var(MARKER).unwrap_or_default();
     let done = match role.as_str() {
         "keep" => keep(&marker),
-        "sit" => sit(),
+        "sit" => {
+            say("sitting");
+            sit()
+        }
         "code" => code(&marker),
         "enter" => {
             let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -62,7 +65,8 @@ fn keep(marker: &str) -> anyhow::Result<ExitCode> {
     };
     assert_eq!(std::process::id(), 1);
     let cluster = Cluster::build(&Plan::nodes(2))?;
-    let _sitter = cluster.nodes()[0].spawn(again("sit", marker, &format!("{marker}-sitter")))?;
+    let sitter = cluster.nodes()[0].spawn(again("sit", marker, &format!("{marker}-sitter")))?;
+    sitter.wait_for_line("sitting", Duration::from_secs(10))?;
     say(&format!("ready {isolation:?}"));
     sit()
 }
