@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use hostnet::kernel::{Kernel, LinkSettings};
 use hostnet::netns::NetNs;
+use ipnet::IpNet;
 use serde::Serialize;
 
 pub use node::{Node, Pod, PodNetwork};
@@ -192,6 +193,13 @@ impl Cluster {
     /// All pods of all nodes, in order.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.nodes.iter().flat_map(Node::pods)
+    }
+
+    fn check_subnets(&self, subnets: &[Vec<IpNet>]) -> anyhow::Result<()> {
+        if subnets.len() != self.nodes.len() {
+            bail!("{} nodes, but subnets for {}", self.nodes.len(), subnets.len());
+        }
+        Ok(())
     }
 
     /// Pings every address of every pod from every other pod that has an address of the family. Pods ask at the same
