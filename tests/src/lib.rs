@@ -6,6 +6,10 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+pub mod binary;
+pub mod cluster;
+pub mod counts;
+pub mod daemon;
 pub mod engine;
 pub mod netlink;
 pub mod reach;
