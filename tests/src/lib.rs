@@ -8,6 +8,7 @@
 pub mod account;
 pub mod bad;
 pub mod binary;
+pub mod capture;
 pub mod cluster;
 pub mod counts;
 pub mod daemon;
