@@ -1,2 +1,32 @@
-//! (being built)
+//! The upper half of flannel-rs: it decides, and the dataplane moves packets.
+//!
+//! ```text
+//!  flags ─► settings ─┐
+//!                     ├─► daemon ── the only loop ──────────────────────────────────────────┐
+//!  store ─► LeaseSet ─┘    │  want = backend.plan(own lease, all leases)      (pure)        │
+//!     network.rs           │  engine.publish(want.peers)                                    │
+//!     lease.rs             └─ hostnet::converge(want.host)  want − have, add before delete ─┘
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`flags`], [`settings`] | what was typed; what it means, checked once |
+//! | [`json`], [`network`] | JSON with positions; `net-conf.json`, typed for each backend |
+//! | [`lease`], [`store`] | subnets, leases and their text forms; where leases are kept |
+//! | [`underlay`] | which interface and addresses carry the overlay |
+//! | [`backend`], [`plan`] | the whole difference between backends: pure functions from leases to wanted state |
+//! | [`daemon`] | start, the loop, stop |
+//! | [`fuzzing`] | the bodies of the fuzz targets, as plain functions |
 #![forbid(unsafe_code)]
+
+pub mod backend;
+pub mod daemon;
+pub mod flags;
+pub mod fuzzing;
+pub mod json;
+pub mod lease;
+pub mod network;
+pub mod plan;
+pub mod settings;
+pub mod store;
+pub mod underlay;

@@ -1,1 +1,27 @@
-//! (being built)
+//! Clusters of network namespaces that nobody else sees and that die with their process.
+//!
+//! ```text
+//! isolation   this process, or a copy of it as pid 1, moves into namespaces of its own
+//! cluster     nodes on an underlay, pods behind them, processes on them
+//! traffic     ping, TCP, UDP and CPU seconds between any two of them
+//! enter       into a running lab from another process
+//! scene       tests that run in a private network each
+//! leftovers   proof that nothing of it stays
+//! ```
+//!
+//! The demo, the tests and the benchmark stand on this. It needs no tool of the machine (`ip`, `ping`, `iperf3`,
+//! `ethtool`), and no root where the machine lets users make user namespaces.
+
+#![forbid(unsafe_code)]
+
+pub mod cluster;
+pub mod enter;
+pub mod isolation;
+pub mod leftovers;
+pub mod scene;
+pub mod traffic;
+
+pub use cluster::{Cluster, LinkModel, Node, Plan, Pod, PodNetwork, Process, Underlay, Wiring};
+pub use enter::enter;
+pub use isolation::{IsolateError, Isolation, Place, isolate, run_inside};
+pub use scene::{Case, Scene, harness, skip, test};

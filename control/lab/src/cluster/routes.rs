@@ -1,0 +1,50 @@
+//! Pod subnets by plain routes to the nodes' addresses: no tunnel, the ceiling that every overlay is measured against.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, bail};
+use hostnet::kernel::Kernel;
+use hostnet::state::Route;
+use ipnet::IpNet;
+
+use super::netlink::in_namespace;
+use super::node::DEVICE;
+use super::{Cluster, PodNetwork};
+
+impl Cluster {
+    /// Gives every node a route to every other node's subnets by that node's address. `subnets` are those of the first
+    /// node, of the second, ... Answers what each node's pods are to be made from.
+    ///
+    /// # Errors
+    ///
+    /// When a subnet's family is not the underlay's, or the kernel refuses a route.
+    pub fn host_routes(&self, subnets: &[Vec<IpNet>]) -> anyhow::Result<Vec<PodNetwork>> {
+        if subnets.len() != self.nodes().len() {
+            bail!("{} nodes, but subnets for {}", self.nodes().len(), subnets.len());
+        }
+        for (here, node) in self.nodes().iter().enumerate() {
+            let mut routes = Vec::new();
+            for (there, subnets) in subnets.iter().enumerate().filter(|(there, _)| *there != here) {
+                let peer = &self.nodes()[there];
+                for subnet in subnets {
+                    let via = match subnet {
+                        IpNet::V4(_) => peer.v4().map(IpAddr::V4),
+                        IpNet::V6(_) => peer.v6().map(IpAddr::V6),
+                    };
+                    let via =
+                        via.with_context(|| format!("{} has no address of {subnet}'s family", peer.name()))?;
+                    routes.push(Route { via: Some(via), ..Route::new(*subnet, DEVICE) });
+                }
+            }
+            in_namespace(node.namespace(), async |kernel: Kernel| {
+                for route in &routes {
+                    kernel.replace_route(route).await?;
+                }
+                Ok(())
+            })
+            .with_context(|| format!("set host routes on {}", node.name()))?;
+        }
+        let mtu = self.plan().mtu;
+        Ok(subnets.iter().map(|subnets| PodNetwork { subnets: subnets.clone(), mtu }).collect())
+    }
+}

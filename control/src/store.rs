@@ -1,0 +1,150 @@
+//! Where leases are kept: the trait every store implements, and what acquiring means, independent of any store.
+//!
+//! The semantics are those of flannel's etcd store: a lease lasts 24 hours, a node that comes back under the same public
+//! address gets the same subnet, then the one its subnet.env names, then a random one of the first hundred that are free.
+//! A reservation (a lease without an end) stays one. Two deliberate differences:
+//! - Every write compares the owner first. flannel renews blindly, so a node that slept past its lease takes the subnet
+//!   away from the node that got it meanwhile.
+//! - A node whose lease was deleted while nobody else took the subnet publishes it again; flannel ends there, and gets
+//!   the same subnet back when its supervisor restarts it.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dataplane_core::IpNet;
+
+use crate::lease::{LEASE_TTL, Lease, LeaseAttrs, LeaseUpdate, Subnet};
+use crate::network::{ConfigError, NetworkConfig};
+
+pub mod allocate;
+#[cfg(test)]
+pub(crate) mod contract;
+pub mod file;
+
+pub use file::FileStore;
+
+/// A place where leases are kept.
+pub trait LeaseStore {
+    /// What [`watch`](Self::watch) returns.
+    type Watch: LeaseWatch;
+
+    /// The network configuration.
+    fn network(&self) -> impl Future<Output = Result<NetworkConfig, StoreError>>;
+
+    /// The lease that a node with this public address holds, if there is one: where a restarted node finds its MAC.
+    fn held_by(&self, owner: IpAddr) -> impl Future<Output = Result<Option<Lease>, StoreError>>;
+
+    /// Gets a lease for this node and publishes its attributes with it.
+    fn acquire(
+        &self,
+        network: &NetworkConfig,
+        request: &LeaseRequest,
+    ) -> impl Future<Output = Result<Lease, StoreError>>;
+
+    /// Moves the end of our lease to 24 hours from the present, or publishes it again if it is gone.
+    /// A reservation stays without an end. [`StoreError::Lost`] if somebody else holds the subnet.
+    fn renew(&self, own: &Lease) -> impl Future<Output = Result<Lease, StoreError>>;
+
+    /// Starts to watch all leases, ours too.
+    fn watch(&self) -> impl Future<Output = Result<Self::Watch, StoreError>>;
+}
+
+/// A running watch.
+pub trait LeaseWatch {
+    /// The next update; the first is a snapshot. A store that cannot be reached gives none: what was known stays.
+    /// Cancelling the future loses nothing.
+    fn next(&mut self) -> impl Future<Output = LeaseUpdate>;
+}
+
+/// What a node asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseRequest {
+    /// What it publishes.
+    pub attrs: LeaseAttrs,
+    /// The subnets its pods have from an earlier run, if known.
+    pub previous: Option<Subnet>,
+}
+
+/// Why a store did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The network configuration is wrong or cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no network configuration.
+    #[error(
+        "no network configuration: {} is not there. Write one, for example \
+         {{\"Network\": \"10.5.0.0/16\", \"Backend\": {{\"Type\": \"vxlan\"}}}}",
+        tried.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ")
+    )]
+    NoConfig {
+        /// Every file that was looked for.
+        tried: Vec<PathBuf>,
+    },
+    /// Every subnet of the pool is taken. Free one, or give the network more.
+    #[error("out of subnets: all {count} of {network} are taken")]
+    OutOfSubnets {
+        /// The pool's network.
+        network: IpNet,
+        /// How many subnets the pool has.
+        count: u128,
+    },
+    /// Another node holds our subnet. The daemon must stop: whatever it wrote would be somebody else's.
+    #[error(
+        "the lease of {subnet} is lost: node {owner} holds {theirs}. Packets for these pods go there. \
+         Start again to get another subnet, then restart the pods"
+    )]
+    Lost {
+        /// What was ours.
+        subnet: Subnet,
+        /// Who has it.
+        owner: IpAddr,
+        /// What they have.
+        theirs: Subnet,
+    },
+    /// The request has no public address, and a lease belongs to one.
+    #[error("a lease needs a public address: give --public-ip or --public-ipv6")]
+    NoOwner,
+    /// Somebody holds the store's lock for too long.
+    #[error("{} has been locked by another process for {waited:?}: see `lslocks` for which one", path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// How long we waited.
+        waited: Duration,
+    },
+    /// The system refused.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io {
+        /// A verb phrase.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// Tells the time. Tests hold their own.
+pub trait Clock: Clone {
+    /// The present.
+    fn now(&self) -> SystemTime;
+}
+
+/// The machine's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
+/// The end of a lease that begins `now`, in whole seconds as the stores keep it.
+pub fn lease_end(now: SystemTime) -> SystemTime {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default() + LEASE_TTL;
+    UNIX_EPOCH + Duration::from_secs(since.as_secs())
+}

@@ -1,0 +1,191 @@
+//! The embedded store, `--file-subnet-mgr DIR`: one directory that all nodes share.
+//!
+//! ```text
+//! DIR/config                  net-conf.json; else --net-config-path
+//! DIR/lock                    flock: whoever writes leases holds it
+//! DIR/subnets/10.5.34.0-24    one file a lease, named by flannel's key, holding flannel's value and "Expiry"
+//! ```
+//!
+//! Files are replaced whole (write aside, fsync, rename), so a reader never meets half of one and takes no lock. What a
+//! lease file should not be - torn, empty, a link, a pipe, nonsense - is passed over and named once; its subnet counts
+//! as taken, because it may be somebody's. A missing `Expiry` is a reservation: `echo '{"PublicIP":"192.0.2.7"}'` into
+//! a file reserves its subnet for that node for good.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::allocate::{Decision, Origin, decide};
+use super::{Clock, LeaseRequest, LeaseStore, StoreError, SystemClock, lease_end};
+use crate::lease::{Lease, Subnet, print_value};
+use crate::network::NetworkConfig;
+
+mod scan;
+mod watch;
+
+pub use scan::{Scan, Unreadable};
+pub use watch::FileWatch;
+
+/// How long to wait for the lock. Its holder needs milliseconds; one that is stopped keeps it for ever.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The store in a directory.
+#[derive(Debug, Clone)]
+pub struct FileStore<C = SystemClock> {
+    dir: PathBuf,
+    /// Where the configuration is when the directory has none.
+    net_config_path: PathBuf,
+    clock: C,
+}
+
+impl<C: Clock> FileStore<C> {
+    /// Opens the store, making `DIR/subnets` if it is not there.
+    pub fn open(dir: &Path, net_config_path: &Path, clock: C) -> Result<Self, StoreError> {
+        let store = Self { dir: dir.to_owned(), net_config_path: net_config_path.to_owned(), clock };
+        let subnets = store.subnets();
+        fs::create_dir_all(&subnets).map_err(during("create the lease directory", &subnets))?;
+        Ok(store)
+    }
+
+    fn subnets(&self) -> PathBuf {
+        self.dir.join("subnets")
+    }
+
+    fn lease_path(&self, subnet: &Subnet) -> PathBuf {
+        self.subnets().join(subnet.key().to_string())
+    }
+
+    /// The lock, held until the file is dropped.
+    async fn lock(&self) -> Result<File, StoreError> {
+        let path = self.dir.join("lock");
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(during("open the lock", &path))?;
+        let begin = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) if begin.elapsed() < LOCK_PATIENCE => {
+                    // Unequal waits keep many nodes that start together from asking in step.
+                    tokio::time::sleep(Duration::from_millis(fastrand::u64(2..20))).await;
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(StoreError::Locked { path, waited: LOCK_PATIENCE });
+                }
+                Err(TryLockError::Error(source)) => return Err(during("lock", &path)(source)),
+            }
+        }
+    }
+
+    fn write(&self, lease: &Lease) -> Result<(), StoreError> {
+        let path = self.lease_path(&lease.subnet);
+        let text = print_value(&lease.attrs, lease.expires);
+        let write = || -> io::Result<()> {
+            let mut file = atomic_write_file::AtomicWriteFile::open(&path)?;
+            file.write_all(text.as_bytes())?;
+            file.write_all(b"\n")?;
+            file.commit()
+        };
+        write().map_err(during("write the lease", &path))
+    }
+
+    fn remove(&self, subnet: &Subnet) -> Result<(), StoreError> {
+        let path = self.lease_path(subnet);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(during("delete the lease", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is in force; under the lock, so that what ended and what a killed writer left can be cleared away.
+    fn scan_locked(&self) -> Result<Scan, StoreError> {
+        let mut scan = Scan::of(&self.subnets())?;
+        let now = self.clock.now();
+        for ended in scan.leases.extract_if(.., |lease| lease.is_over(now)) {
+            self.remove(&ended.subnet)?;
+        }
+        for leftover in &scan.leftovers {
+            fs::remove_file(leftover).map_err(during("delete the leftover", leftover))?;
+        }
+        Ok(scan)
+    }
+}
+
+impl<C: Clock> LeaseStore for FileStore<C> {
+    type Watch = FileWatch<C>;
+
+    async fn network(&self) -> Result<NetworkConfig, StoreError> {
+        let tried = vec![self.dir.join("config"), self.net_config_path.clone()];
+        match tried.iter().find(|path| path.exists()) {
+            Some(path) => Ok(NetworkConfig::read(path)?),
+            None => Err(StoreError::NoConfig { tried }),
+        }
+    }
+
+    async fn held_by(&self, owner: IpAddr) -> Result<Option<Lease>, StoreError> {
+        let now = self.clock.now();
+        let scan = Scan::of(&self.subnets())?;
+        Ok(scan.leases.into_iter().find(|lease| lease.attrs.owner() == Some(owner) && !lease.is_over(now)))
+    }
+
+    async fn acquire(&self, network: &NetworkConfig, request: &LeaseRequest) -> Result<Lease, StoreError> {
+        let _lock = self.lock().await?;
+        let scan = self.scan_locked()?;
+        let Decision { subnet, origin, release } =
+            decide(network, request, &scan.leases, &scan.unreadable_subnets(), &mut fastrand::Rng::new())?;
+        for subnet in &release {
+            self.remove(subnet)?;
+        }
+        let expires = match origin {
+            Origin::Held { reservation: true } => None,
+            Origin::Held { reservation: false } | Origin::Previous | Origin::Fresh => {
+                Some(lease_end(self.clock.now()))
+            }
+        };
+        let lease = Lease { subnet, attrs: request.attrs.clone(), expires };
+        self.write(&lease)?;
+        Ok(lease)
+    }
+
+    async fn renew(&self, own: &Lease) -> Result<Lease, StoreError> {
+        let _lock = self.lock().await?;
+        let scan = self.scan_locked()?;
+        let holder = scan.leases.iter().find(|lease| lease.subnet == own.subnet);
+        let rival = holder.filter(|lease| lease.attrs.owner() != own.attrs.owner()).or_else(|| {
+            scan.leases.iter().find(|other| other.subnet != own.subnet && other.subnet.overlaps(&own.subnet))
+        });
+        if let Some(rival) = rival
+            && let Some(owner) = rival.attrs.owner()
+        {
+            return Err(StoreError::Lost { subnet: own.subnet, owner, theirs: rival.subnet });
+        }
+        let reservation = match holder {
+            Some(holder) => holder.expires.is_none(),
+            None => own.expires.is_none(),
+        };
+        let expires = (!reservation).then(|| lease_end(self.clock.now()));
+        let lease = Lease { expires, ..own.clone() };
+        self.write(&lease)?;
+        Ok(lease)
+    }
+
+    async fn watch(&self) -> Result<FileWatch<C>, StoreError> {
+        Ok(FileWatch::new(self.subnets(), self.clock.clone()))
+    }
+}
+
+fn during<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
+    move |source| StoreError::Io { doing, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests;

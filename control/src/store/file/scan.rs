@@ -1,0 +1,99 @@
+//! One look at the lease directory: what is in force, what makes no sense, what a killed writer left behind.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+
+use super::during;
+use crate::lease::{Key, Lease, Subnet, parse_value};
+use crate::store::StoreError;
+
+/// A lease file is a few hundred bytes; what is longer is none.
+const LONGEST_VALUE: u64 = 16 * 1024;
+
+/// What the directory holds.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// Every readable lease, in the order of the directory, ended ones too.
+    pub leases: Vec<Lease>,
+    /// Every other file, except leftovers.
+    pub unreadable: Vec<Unreadable>,
+    /// Temporary files; whoever holds the lock may delete them.
+    pub leftovers: Vec<PathBuf>,
+}
+
+/// A file that is no lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The file.
+    pub path: PathBuf,
+    /// The subnet its name stands for, if it is the name of a lease.
+    pub subnet: Option<Subnet>,
+    /// What is wrong.
+    pub why: String,
+}
+
+impl Scan {
+    /// Looks at `dir`. One bad file is one entry in [`unreadable`](Self::unreadable); only the directory itself can fail.
+    pub fn of(dir: &Path) -> Result<Self, StoreError> {
+        let mut scan = Self::default();
+        for entry in fs::read_dir(dir).map_err(during("list the leases in", dir))? {
+            let name = entry.map_err(during("list the leases in", dir))?.file_name();
+            scan.take(dir, &name);
+        }
+        Ok(scan)
+    }
+
+    /// The subnets that unreadable files stand for.
+    pub fn unreadable_subnets(&self) -> Vec<Subnet> {
+        self.unreadable.iter().filter_map(|file| file.subnet).collect()
+    }
+
+    fn take(&mut self, dir: &Path, name: &OsStr) {
+        let path = dir.join(name);
+        if name.as_encoded_bytes().starts_with(b".") {
+            self.leftovers.push(path);
+            return;
+        }
+        let key = name.to_str().unwrap_or_default().parse::<Key>();
+        let outcome = match key {
+            Err(not_a_key) => Err(format!("the name is {not_a_key}")),
+            Ok(Key(subnet)) => match read_bounded(&path) {
+                // It was deleted between the listing and the reading.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+                Err(error) => Err(error.to_string()),
+                Ok(bytes) if bytes.is_empty() => Err("the file is empty".to_owned()),
+                Ok(bytes) => parse_value(&bytes)
+                    .map(|(attrs, expires)| Lease { subnet, attrs, expires })
+                    .map_err(|remark| remark.to_string()),
+            },
+        };
+        match outcome {
+            Ok(lease) => self.leases.push(lease),
+            Err(why) => {
+                let subnet = key.ok().map(|Key(subnet)| subnet);
+                self.unreadable.push(Unreadable { path, subnet, why });
+            }
+        }
+    }
+}
+
+/// Reads a regular file; a link is not followed, and a pipe does not block.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    if meta.len() > LONGEST_VALUE {
+        return Err(io::Error::other(format!("it is longer than {LONGEST_VALUE} bytes")));
+    }
+    let mut bytes = Vec::new();
+    file.take(LONGEST_VALUE).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

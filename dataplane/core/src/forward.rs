@@ -1,0 +1,517 @@
+//! The decisions: what happens to each packet, in both directions.
+
+use core::net::SocketAddr;
+
+use crate::batch::{MAX_BYTES_PER_READ, MAX_DATAGRAMS_PER_READ, TxBatch};
+use crate::counters::{Counters, DropReason};
+use crate::encap::Encap;
+use crate::icmp::{self, Complaint, Limiter, ReplyQueue};
+use crate::merge::{MergeConfig, Merger};
+use crate::mtu::OverlayMtu;
+use crate::peers::{Owner, Peer, PeerTable};
+use crate::split::Segmenter;
+use crate::train::Train;
+use crate::wire::edit::{
+    complete_checksum, decrement_ttl, ipv4_header_is_valid, l4_is_unfinished, put, set_ecn,
+};
+use crate::wire::vnet::{Gso, VnetHdr};
+use crate::wire::{Family, Fragment, Ip, Length, Malformed, TCP, UDP, tcp_header_len};
+
+/// What to do with inner sources outside the cluster networks.
+///
+/// Loose is the default, because clusters that keep client addresses (direct server return, load balancers
+/// without masquerade) send them on purpose, and a kernel VXLAN passes them. In both modes a source inside the
+/// cluster must belong to the node that sends it, and martians are dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourceCheck {
+    /// Drop them.
+    Strict,
+    /// Pass and count them.
+    #[default]
+    Loose,
+}
+
+/// What a forwarder is told once.
+#[derive(Clone, Copy, Debug)]
+pub struct ForwarderConfig {
+    /// The format on the wire.
+    pub encap: Encap,
+    /// MTU of the overlay device.
+    pub mtu: OverlayMtu,
+    /// Inner sources outside the cluster.
+    pub source_check: SourceCheck,
+    /// What the device takes.
+    pub merge: MergeConfig,
+}
+
+/// What became of a TUN read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Appended to the batch as this many datagrams.
+    Queued(usize),
+    /// Dropped and counted.
+    Dropped(DropReason),
+}
+
+/// What the socket says of a receive buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// Outer source.
+    pub from: SocketAddr,
+    /// Distance between datagrams (`UDP_GRO`), or the length if there is one.
+    pub stride: usize,
+    /// Outer TOS or traffic class.
+    pub tos: u8,
+    /// The datagram was longer than the buffer (`MSG_TRUNC`).
+    pub truncated: bool,
+}
+
+/// Decides. Holds configuration and the ICMP rate limit, nothing per packet.
+#[derive(Debug)]
+pub struct Forwarder {
+    config: ForwarderConfig,
+    limiter: Limiter,
+}
+
+/// A dropped packet, and what to tell its sender.
+struct Refusal {
+    reason: DropReason,
+    complaint: Option<Complaint>,
+}
+
+impl From<DropReason> for Refusal {
+    fn from(reason: DropReason) -> Self {
+        Self { reason, complaint: None }
+    }
+}
+
+impl From<Malformed> for DropReason {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::TooShort => Self::TooShort,
+            Malformed::BadVersion => Self::BadVersion,
+            Malformed::BadLength => Self::BadLength,
+            Malformed::BadOption => Self::BadOption,
+            Malformed::BadExtensionHeader => Self::BadExtensionHeader,
+        }
+    }
+}
+
+const ECN_MASK: u8 = 3;
+const NOT_ECT: u8 = 0;
+const ECT_1: u8 = 1;
+const ECT_0: u8 = 2;
+const CE: u8 = 3;
+
+impl Forwarder {
+    /// A forwarder with an unused rate limit.
+    #[must_use]
+    pub fn new(config: ForwarderConfig) -> Self {
+        Self { config, limiter: Limiter::default() }
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub fn config(&self) -> &ForwarderConfig {
+        &self.config
+    }
+
+    /// Takes one TUN read, virtio-net header first. `out` must have room ([`TxBatch::has_room`]).
+    ///
+    /// The packet may be edited in place (TTL, checksum). ICMP replies go to `replies`, for the device.
+    #[inline]
+    pub fn outbound(
+        &mut self,
+        table: &PeerTable,
+        now_ns: u64,
+        read: &mut [u8],
+        out: &mut TxBatch,
+        replies: &mut ReplyQueue,
+        counters: &mut Counters,
+    ) -> Verdict {
+        let read_len = read.len();
+        let Some((vnet, packet)) = VnetHdr::take(read) else {
+            counters.tx.take(1, read_len);
+            counters.tx.drop(DropReason::BadVnetHeader, 1);
+            return Verdict::Dropped(DropReason::BadVnetHeader);
+        };
+        let length = if vnet.gso == Gso::None { Length::Claimed } else { Length::Buffer };
+        let ip = match Ip::parse(packet, length) {
+            Ok(ip) => ip,
+            Err(malformed) => {
+                counters.tx.take(1, packet.len());
+                counters.tx.drop(malformed.into(), 1);
+                return Verdict::Dropped(malformed.into());
+            }
+        };
+        match self.route(table, packet, &ip, counters) {
+            Ok(peer) => self.send(table, peer, vnet, packet, &ip, out, counters),
+            Err(refusal) => Err(refusal),
+        }
+        .map_or_else(
+            |refusal| {
+                let packets = segments_of(packet, &ip, &vnet);
+                counters.tx.take(packets, ip.len);
+                counters.tx.drop(refusal.reason, packets);
+                if let (Some(complaint), true) = (refusal.complaint, icmp::may_answer(packet, &ip)) {
+                    if !self.limiter.allows(&ip.source, now_ns) {
+                        counters.icmp_limited += 1;
+                    } else if let Some(from) = table.local().address(ip.family()) {
+                        counters.icmp_replies += u64::from(replies.push(packet, &ip, complaint, from));
+                    }
+                }
+                Verdict::Dropped(refusal.reason)
+            },
+            Verdict::Queued,
+        )
+    }
+
+    /// Which peer a packet from the device goes to.
+    fn route<'t>(
+        &self,
+        table: &'t PeerTable,
+        packet: &mut [u8],
+        ip: &Ip,
+        counters: &mut Counters,
+    ) -> Result<&'t Peer, Refusal> {
+        if !is_unicast(&ip.destination) {
+            return Err(DropReason::NotUnicast.into());
+        }
+        let peer = match table.owner(ip.destination) {
+            Owner::Peer(peer) => peer,
+            // The pod or its bridge is gone; to send it out would make a loop.
+            Owner::Own => return Err(DropReason::OwnDestination.into()),
+            Owner::Cluster | Owner::Foreign => {
+                return Err(Refusal { reason: DropReason::NoRoute, complaint: Some(Complaint::Unreachable) });
+            }
+        };
+        match table.owner(ip.source) {
+            Owner::Own => {}
+            Owner::Foreign if is_unicast(&ip.source) && self.config.source_check == SourceCheck::Loose => {
+                counters.foreign_sources += 1;
+            }
+            Owner::Peer(_) | Owner::Cluster | Owner::Foreign => return Err(DropReason::BadSource.into()),
+        }
+        if ip.ttl == 0 || (self.config.encap.is_hop() && ip.ttl == 1) {
+            return Err(Refusal {
+                reason: DropReason::TtlExceeded,
+                complaint: Some(Complaint::TimeExceeded),
+            });
+        }
+        if self.config.encap.is_hop() {
+            decrement_ttl(packet, ip.family());
+        }
+        Ok(peer)
+    }
+
+    /// Cuts and encapsulates into the batch.
+    #[allow(clippy::too_many_arguments, reason = "the packet's parts and where they go")]
+    fn send(
+        &self,
+        table: &PeerTable,
+        peer: &Peer,
+        vnet: VnetHdr,
+        packet: &mut [u8],
+        ip: &Ip,
+        out: &mut TxBatch,
+        counters: &mut Counters,
+    ) -> Result<usize, Refusal> {
+        let header = self.config.encap.header(table.local().mac, peer.mac, ip.family());
+        let header = header.as_slice();
+        let tos = ip.tos & ECN_MASK;
+        if vnet.gso == Gso::None {
+            self.check_size(ip.len, ip)?;
+            let (start, offset) = (usize::from(vnet.csum_start), usize::from(vnet.csum_offset));
+            let Some(packet) = packet.get_mut(..ip.len) else { return Err(DropReason::BadLength.into()) };
+            if vnet.needs_checksum && (start < ip.l3_len || !complete_checksum(packet, start, offset)) {
+                return Err(DropReason::BadVnetHeader.into());
+            }
+            let len = header.len() + packet.len();
+            let Some(room) = out.push(peer.endpoint, tos, len, ip.len) else {
+                return Err(DropReason::BatchFull.into());
+            };
+            put(room, 0, header);
+            put(room, header.len(), packet);
+            counters.tx.take(1, ip.len);
+            return Ok(1);
+        }
+        let Some(cut) = Segmenter::new(packet, ip, &vnet) else {
+            return Err(DropReason::BadVnetHeader.into());
+        };
+        self.check_size(cut.first_len(), ip)?;
+        let count = cut.count();
+        if count > MAX_DATAGRAMS_PER_READ || count * (header.len() + cut.first_len()) > MAX_BYTES_PER_READ {
+            return Err(DropReason::TooManySegments.into());
+        }
+        for i in 0..count {
+            let inner = cut.len_of(i);
+            counters.tx.take(1, inner);
+            let Some(room) = out.push(peer.endpoint, tos, header.len() + inner, inner) else {
+                counters.tx.drop(DropReason::BatchFull, 1);
+                continue;
+            };
+            put(room, 0, header);
+            if let Some(room) = room.get_mut(header.len()..) {
+                cut.write(i, room);
+            }
+        }
+        Ok(count)
+    }
+
+    fn check_size(&self, len: usize, ip: &Ip) -> Result<(), Refusal> {
+        let mtu = self.config.mtu.get();
+        // Without DF the outer packet may be fragmented on its way.
+        if len > usize::from(mtu) && ip.dont_fragment {
+            return Err(Refusal { reason: DropReason::TooBig, complaint: Some(Complaint::TooBig { mtu }) });
+        }
+        Ok(())
+    }
+
+    /// Takes one receive buffer. `merge` must have room ([`Merger::has_room`]).
+    ///
+    /// Packets may be edited in place (TTL, ECN, checksum) and stay where they are: `merge` remembers places in
+    /// buffer `slot`. ICMP replies to a peer go to `out`.
+    #[allow(clippy::too_many_arguments, reason = "a buffer, what is known of it, and where its packets go")]
+    #[inline]
+    pub fn inbound(
+        &mut self,
+        table: &PeerTable,
+        now_ns: u64,
+        slot: u16,
+        buffer: &mut [u8],
+        meta: &Received,
+        merge: &mut Merger,
+        out: &mut TxBatch,
+        counters: &mut Counters,
+    ) {
+        let train = Train { len: buffer.len(), stride: meta.stride };
+        let all = |counters: &mut Counters, reason| {
+            counters.rx.take(train.count() as u64, buffer.len());
+            counters.rx.drop(reason, train.count() as u64);
+        };
+        if meta.truncated {
+            return all(counters, DropReason::Oversize);
+        }
+        if !table.knows(meta.from.ip()) {
+            return all(counters, DropReason::UnknownPeer);
+        }
+        let mut inbound = Inbound { config: &self.config, table, meta, merge, counters, trusted: None };
+        if let Some(gso_size) = inbound.udp_giant(buffer, &train) {
+            let whole = 0..buffer.len();
+            return inbound.datagram(buffer, whole, slot, gso_size, &mut self.limiter, now_ns, out);
+        }
+        for datagram in train.segments() {
+            inbound.datagram(buffer, datagram, slot, 0, &mut self.limiter, now_ns, out);
+        }
+    }
+}
+
+/// One receive buffer on its way in.
+struct Inbound<'a> {
+    config: &'a ForwarderConfig,
+    table: &'a PeerTable,
+    meta: &'a Received,
+    merge: &'a mut Merger,
+    counters: &'a mut Counters,
+    /// Source and destination that passed the checks last, and whether the source is foreign.
+    trusted: Option<(core::net::IpAddr, core::net::IpAddr, bool)>,
+}
+
+impl Inbound<'_> {
+    #[allow(clippy::too_many_arguments, reason = "where the datagram lies, and where a reply goes")]
+    fn datagram(
+        &mut self,
+        buffer: &mut [u8],
+        at: core::ops::Range<usize>,
+        slot: u16,
+        gso_size: usize,
+        limiter: &mut Limiter,
+        now_ns: u64,
+        out: &mut TxBatch,
+    ) {
+        let start = at.start;
+        let Some(datagram) = buffer.get_mut(at) else { return };
+        let headroom = self.config.encap.headroom();
+        self.counters.rx.take(1, datagram.len().saturating_sub(headroom));
+        match self.accept(datagram, slot, start, gso_size) {
+            Ok(()) => {}
+            Err((reason, ip)) => {
+                self.counters.rx.drop(reason, 1);
+                if let (DropReason::TtlExceeded, Some(ip), Some(packet)) =
+                    (reason, ip, datagram.get(headroom..))
+                {
+                    self.time_exceeded(packet, &ip, limiter, now_ns, out);
+                }
+            }
+        }
+    }
+
+    /// Checks one datagram and hands its packet to the merger.
+    fn accept(
+        &mut self,
+        datagram: &mut [u8],
+        slot: u16,
+        start: usize,
+        gso_size: usize,
+    ) -> Result<(), (DropReason, Option<Ip>)> {
+        let bare = |reason: DropReason| (reason, None);
+        let family = self.config.encap.strip(datagram, self.table.local().mac).map_err(bare)?;
+        let headroom = self.config.encap.headroom();
+        let packet = datagram.get_mut(headroom..).unwrap_or_default();
+        let ip = Ip::parse(packet, Length::Claimed).map_err(|malformed| bare(malformed.into()))?;
+        if family.is_some_and(|family| family != ip.family()) {
+            return Err(bare(DropReason::BadVersion));
+        }
+        if ip.family() == Family::V4 && !ipv4_header_is_valid(packet, ip.l3_len) {
+            return Err(bare(DropReason::BadChecksum));
+        }
+        self.check_addresses(&ip).map_err(bare)?;
+        if ip.ttl == 0 || (self.config.encap.is_hop() && ip.ttl == 1) {
+            return Err((DropReason::TtlExceeded, Some(ip)));
+        }
+        let unfinished = ip.fragment == Fragment::Whole && l4_is_unfinished(packet, &ip);
+        let gso_size = self.giant_size(packet, &ip, unfinished, gso_size).map_err(bare)?;
+        let ecn = decapsulated_ecn(self.meta.tos & ECN_MASK, ip.tos & ECN_MASK).map_err(bare)?;
+        if ecn != ip.tos & ECN_MASK {
+            set_ecn(packet, ip.family(), ecn);
+        }
+        if self.config.encap.is_hop() {
+            decrement_ttl(packet, ip.family());
+        }
+        self.counters.unfinished_checksums += u64::from(unfinished);
+        let start = start + headroom;
+        let taken = match gso_size {
+            Some(gso_size) => self.merge.push_giant(packet, &ip, slot, start, gso_size),
+            None => {
+                let finish = unfinished && !self.merge.config().vnet;
+                if let (true, Some(packet)) = (finish, packet.get_mut(..ip.len)) {
+                    let offset = if ip.protocol == TCP { 16 } else { 6 };
+                    complete_checksum(packet, ip.l3_len, offset);
+                }
+                self.merge.push(packet, &ip, slot, start, unfinished && !finish)
+            }
+        };
+        if taken { Ok(()) } else { Err(bare(DropReason::BatchFull)) }
+    }
+
+    /// The payload size at which a packet over the MTU must be cut, if it is one that a kernel peer left whole.
+    fn giant_size(
+        &self,
+        packet: &[u8],
+        ip: &Ip,
+        unfinished: bool,
+        gso_size: usize,
+    ) -> Result<Option<usize>, DropReason> {
+        let mtu = usize::from(self.config.mtu.get());
+        if ip.len <= mtu {
+            return Ok(None);
+        }
+        let size = match ip.protocol {
+            _ if !unfinished || ip.has_options => None,
+            TCP => tcp_header_len(packet, ip.l3_len).and_then(|l4| mtu.checked_sub(ip.l3_len + l4)),
+            _ => Some(gso_size),
+        };
+        size.filter(|size| *size > 0).map(Some).ok_or(DropReason::Oversize)
+    }
+
+    /// A kernel VXLAN peer over a veth hands an inner UDP superpacket over whole, and the socket then reports the
+    /// *inner* segment size as its stride. The inner IP length gives it away.
+    fn udp_giant(&self, buffer: &[u8], train: &Train) -> Option<usize> {
+        if train.count() < 2 || self.config.encap == Encap::Raw {
+            return None;
+        }
+        let packet = buffer.get(self.config.encap.headroom()..)?;
+        let ip = Ip::parse(packet, Length::Claimed).ok()?;
+        (ip.len == packet.len() && ip.protocol == UDP && !ip.has_options && l4_is_unfinished(packet, &ip))
+            .then_some(train.stride)
+    }
+
+    /// The destination is ours; the source belongs to the sender, or to nobody in the cluster.
+    fn check_addresses(&mut self, ip: &Ip) -> Result<(), DropReason> {
+        let foreign = match self.trusted {
+            Some((source, destination, foreign)) if source == ip.source && destination == ip.destination => {
+                foreign
+            }
+            _ => {
+                if self.table.owner(ip.destination) != Owner::Own {
+                    return Err(DropReason::NotForUs);
+                }
+                let foreign = match self.table.owner(ip.source) {
+                    Owner::Peer(peer) if peer.endpoint.ip() == self.meta.from.ip() => false,
+                    Owner::Peer(_) | Owner::Cluster => return Err(DropReason::BadInnerSource),
+                    Owner::Own => return Err(DropReason::OwnSource),
+                    Owner::Foreign if !is_unicast(&ip.source) => return Err(DropReason::Martian),
+                    Owner::Foreign if self.config.source_check == SourceCheck::Strict => {
+                        return Err(DropReason::ForeignSource);
+                    }
+                    Owner::Foreign => true,
+                };
+                self.trusted = Some((ip.source, ip.destination, foreign));
+                foreign
+            }
+        };
+        self.counters.foreign_sources += u64::from(foreign);
+        Ok(())
+    }
+
+    /// Tells the inner sender, through the peer that owns it, that its packet's time was up.
+    fn time_exceeded(
+        &mut self,
+        packet: &[u8],
+        ip: &Ip,
+        limiter: &mut Limiter,
+        now_ns: u64,
+        out: &mut TxBatch,
+    ) {
+        let Owner::Peer(peer) = self.table.owner(ip.source) else { return };
+        let Some(from) = self.table.local().address(ip.family()) else { return };
+        if !icmp::may_answer(packet, ip) {
+            return;
+        }
+        if !limiter.allows(&ip.source, now_ns) {
+            self.counters.icmp_limited += 1;
+            return;
+        }
+        let mut reply = [0; 1280];
+        let Some(len) = icmp::build(packet, ip, Complaint::TimeExceeded, from, &mut reply) else { return };
+        let header = self.config.encap.header(self.table.local().mac, peer.mac, ip.family());
+        let header = header.as_slice();
+        let Some(room) = out.push(peer.endpoint, 0, header.len() + len, len) else { return };
+        put(room, 0, header);
+        put(room, header.len(), reply.get(..len).unwrap_or_default());
+        self.counters.tx.take(1, len);
+        self.counters.icmp_replies += 1;
+    }
+}
+
+/// How many packets a refused read stands for.
+fn segments_of(packet: &[u8], ip: &Ip, vnet: &VnetHdr) -> u64 {
+    Segmenter::new(packet, ip, vnet).map_or(1, |cut| cut.count() as u64)
+}
+
+/// Whether an address can be one end of a conversation across the overlay.
+fn is_unicast(address: &core::net::IpAddr) -> bool {
+    use core::net::IpAddr::{V4, V6};
+    match address {
+        V4(v4) => {
+            let [first, ..] = v4.octets();
+            !(first == 0 || v4.is_loopback() || v4.is_link_local() || v4.is_multicast() || v4.is_broadcast())
+        }
+        V6(v6) => {
+            !(v6.is_unspecified() || v6.is_loopback() || v6.is_unicast_link_local() || v6.is_multicast())
+        }
+    }
+}
+
+/// The inner ECN field after decapsulation (RFC 6040, figure 4).
+fn decapsulated_ecn(outer: u8, inner: u8) -> Result<u8, DropReason> {
+    match (inner, outer) {
+        (NOT_ECT, CE) => Err(DropReason::Congested),
+        (ECT_0 | ECT_1, CE) => Ok(CE),
+        (ECT_0, ECT_1) => Ok(ECT_1),
+        _ => Ok(inner),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,226 @@
+//! Who owns which subnet: one immutable value, built whole by the control plane and swapped whole.
+//!
+//! Peers' subnets, our own and the cluster networks lie in one prefix map, so one look-up answers
+//! "whose is this address?" for every check in both directions.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::prefix::{NONE, PrefixMap};
+use crate::wire::{Family, MacAddr};
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its public address and UDP port.
+    pub endpoint: SocketAddr,
+    /// Its published VtepMAC; not used by the raw format.
+    pub mac: MacAddr,
+    /// The subnets it leases.
+    pub subnets: Vec<IpNet>,
+}
+
+/// This node.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Local {
+    /// The subnets we lease: packets for them are ours.
+    pub subnets: Vec<IpNet>,
+    /// The cluster networks: a source inside them must belong to the peer that sends.
+    pub networks: Vec<IpNet>,
+    /// Our published VtepMAC.
+    pub mac: MacAddr,
+    /// The addresses of the overlay device; ICMP errors come from them.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Local {
+    /// The first address of a family, if the device has one.
+    #[must_use]
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| Family::of(address) == family)
+    }
+}
+
+/// Why a peer table cannot be built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerTableError {
+    /// Two owners for one subnet. Leave one out, then build again.
+    DuplicateSubnet(IpNet),
+    /// A peer's endpoint lies inside a lease: its tunnel would be carried by the tunnel.
+    EndpointInOverlay(SocketAddr),
+}
+
+impl fmt::Display for PeerTableError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DuplicateSubnet(subnet) => write!(f, "two nodes hold subnet {subnet}"),
+            Self::EndpointInOverlay(endpoint) => {
+                write!(f, "endpoint {endpoint} lies inside the overlay itself")
+            }
+        }
+    }
+}
+
+impl core::error::Error for PeerTableError {}
+
+/// Whose an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner<'a> {
+    /// A peer's subnet.
+    Peer(&'a Peer),
+    /// Our own subnet.
+    Own,
+    /// Inside the cluster networks, leased by nobody.
+    Cluster,
+    /// Outside.
+    Foreign,
+}
+
+const OWN: u32 = NONE - 1;
+const CLUSTER: u32 = NONE - 2;
+
+/// Everything the dataplane knows about the cluster.
+#[derive(Clone, Debug)]
+pub struct PeerTable {
+    local: Local,
+    peers: Vec<Peer>,
+    /// Endpoint addresses, sorted: who may send us datagrams.
+    senders: Vec<IpAddr>,
+    v4: PrefixMap<u32>,
+    v6: PrefixMap<u128>,
+}
+
+impl PeerTable {
+    /// A table without peers.
+    #[must_use]
+    pub fn empty(local: Local) -> Self {
+        Self::assemble(local, Vec::new())
+    }
+
+    /// Builds the table.
+    ///
+    /// # Errors
+    /// [`PeerTableError`] names the subnet or endpoint that contradicts the rest.
+    pub fn build(local: Local, peers: Vec<Peer>) -> Result<Self, PeerTableError> {
+        let mut subnets: Vec<IpNet> = local
+            .subnets
+            .iter()
+            .chain(peers.iter().flat_map(|peer| &peer.subnets))
+            .map(IpNet::trunc)
+            .collect();
+        subnets.sort_unstable();
+        if let Some(twice) = subnets.array_windows().find(|[a, b]| a == b).map(|[a, _]| *a) {
+            return Err(PeerTableError::DuplicateSubnet(twice));
+        }
+        let table = Self::assemble(local, peers);
+        let inside = |peer: &&Peer| matches!(table.owner(peer.endpoint.ip()), Owner::Peer(_) | Owner::Own);
+        if let Some(peer) = table.peers.iter().find(inside) {
+            return Err(PeerTableError::EndpointInOverlay(peer.endpoint));
+        }
+        Ok(table)
+    }
+
+    fn assemble(local: Local, peers: Vec<Peer>) -> Self {
+        let mut senders: Vec<IpAddr> = peers.iter().map(|peer| peer.endpoint.ip()).collect();
+        senders.sort_unstable();
+        senders.dedup();
+        // Later entries win over equal earlier ones: the networks come first.
+        let networks = local.networks.iter().map(|net| (net, CLUSTER));
+        let own = local.subnets.iter().map(|net| (net, OWN));
+        let leased = peers.iter().zip(0..).flat_map(|(peer, i)| peer.subnets.iter().map(move |net| (net, i)));
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for (net, value) in networks.chain(leased).chain(own) {
+            match net.trunc() {
+                IpNet::V4(net) => v4.push((u32::from(net.addr()), net.prefix_len(), value)),
+                IpNet::V6(net) => v6.push((u128::from(net.addr()), net.prefix_len(), value)),
+            }
+        }
+        Self { v4: PrefixMap::build(v4), v6: PrefixMap::build(v6), local, peers, senders }
+    }
+
+    /// Whose `address` is.
+    #[inline]
+    #[must_use]
+    pub fn owner(&self, address: IpAddr) -> Owner<'_> {
+        let value = match address {
+            IpAddr::V4(address) => self.v4.get(u32::from(address)),
+            IpAddr::V6(address) => self.v6.get(u128::from(address)),
+        };
+        match value {
+            OWN => Owner::Own,
+            CLUSTER => Owner::Cluster,
+            NONE => Owner::Foreign,
+            peer => self.peers.get(peer as usize).map_or(Owner::Foreign, Owner::Peer),
+        }
+    }
+
+    /// A peer with the endpoint address `from`, whatever the port: kernel VXLAN hashes flows into it.
+    #[must_use]
+    pub fn knows(&self, from: IpAddr) -> bool {
+        self.senders.binary_search(&from).is_ok()
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn local(&self) -> &Local {
+        &self.local
+    }
+
+    /// The other nodes.
+    #[must_use]
+    pub fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn local() -> Local {
+        Local {
+            subnets: vec![net("10.244.1.0/24"), net("fd00:0:0:1::/64")],
+            networks: vec![net("10.244.0.0/16"), net("fd00::/48")],
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            addresses: vec!["10.244.1.0".parse().unwrap()],
+        }
+    }
+
+    fn peer(endpoint: &str, subnet: &str) -> Peer {
+        Peer { endpoint: endpoint.parse().unwrap(), mac: MacAddr::default(), subnets: vec![net(subnet)] }
+    }
+
+    #[test]
+    fn every_address_has_one_owner() {
+        let table = PeerTable::build(
+            local(),
+            vec![peer("192.0.2.2:8472", "10.244.2.0/24"), peer("192.0.2.3:8472", "fd00:0:0:3::/64")],
+        )
+        .unwrap();
+        let owner = |text: &str| table.owner(text.parse().unwrap());
+        assert_eq!(owner("10.244.1.7"), Owner::Own);
+        assert_eq!(owner("10.244.2.7"), Owner::Peer(&table.peers()[0]));
+        assert_eq!(owner("10.244.3.7"), Owner::Cluster);
+        assert_eq!(owner("10.245.0.1"), Owner::Foreign);
+        assert_eq!(owner("fd00:0:0:3::9"), Owner::Peer(&table.peers()[1]));
+        assert_eq!(owner("fd00:0:0:4::9"), Owner::Cluster);
+        assert!(table.knows("192.0.2.3".parse().unwrap()));
+        assert!(!table.knows("192.0.2.4".parse().unwrap()));
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let twice = PeerTable::build(local(), vec![peer("192.0.2.2:1", "10.244.1.0/24")]).unwrap_err();
+        assert_eq!(twice, PeerTableError::DuplicateSubnet(net("10.244.1.0/24")));
+        let looped = PeerTable::build(local(), vec![peer("10.244.2.9:1", "10.244.2.0/24")]).unwrap_err();
+        assert_eq!(looped, PeerTableError::EndpointInOverlay("10.244.2.9:1".parse().unwrap()));
+    }
+}

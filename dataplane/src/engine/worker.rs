@@ -1,0 +1,388 @@
+//! One worker: a TUN queue, a UDP port, and the turns in which it empties both. Run to completion, no hand-over.
+//!
+//! A turn reads from the TUN until it is empty or the budget is spent, sends, receives one round from the socket,
+//! writes that to the TUN, and posts the counters. Nothing in a turn allocates, locks, logs or waits, except for the
+//! millisecond that a full socket may take once a batch.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::{ArcSwap, Cache};
+use dataplane_core::{
+    Counters, DropReason, Forwarder, ForwarderConfig, MergeConfig, Merger, PeerTable, Received, ReplyQueue,
+    TxBatch, TxLimits,
+};
+
+use super::board::Board;
+use super::deliver::Delivery;
+use super::send::send_batch;
+use crate::buffers::{ReceiveBuffers, TUN_READ_LEN};
+use crate::event::{EngineEvent, Events};
+use crate::io::{TunQueue, UdpPort};
+use crate::offload::Offload;
+use crate::probe::Feature;
+
+/// Most TUN reads a turn, so that the other direction gets its turn.
+const READS: usize = 64;
+/// Most bytes a batch gathers before it is sent.
+const BATCH_BYTES: usize = 256 << 10;
+/// Superpackets that a batch has room for beyond the largest one.
+const BATCH_READS: usize = 4;
+/// Receive slots where several datagrams share one.
+const COALESCED_SLOTS: u16 = 8;
+/// Receive slots where each datagram has its own.
+const SINGLE_SLOTS: u16 = 64;
+/// Receives a turn where each takes one slot.
+const SINGLE_RECEIVES: usize = 8;
+/// Failed receives in a row after which the socket is given up.
+const RECEIVE_FAILURES: u32 = 64;
+
+/// What a worker shares with the engine's handle.
+pub struct Shared {
+    /// The peers as of the last publication.
+    pub(super) table: Arc<ArcSwap<PeerTable>>,
+    /// The counters as of the end of the last turn.
+    pub(super) board: Board,
+    /// The worker shall end.
+    pub(super) stop: AtomicBool,
+    /// The next turn that reads a packet shall fail: for tests of what happens then.
+    pub(super) fault: AtomicBool,
+}
+
+impl Shared {
+    /// A worker's share, with its first peer table.
+    #[must_use]
+    pub fn new(table: PeerTable) -> Arc<Self> {
+        Arc::new(Self {
+            table: Arc::new(ArcSwap::from_pointee(table)),
+            board: Board::default(),
+            stop: AtomicBool::new(false),
+            fault: AtomicBool::new(false),
+        })
+    }
+
+    /// Replaces the peer table from the next turn on.
+    pub fn publish(&self, table: PeerTable) {
+        self.table.store(Arc::new(table));
+    }
+
+    /// The counters as of the end of the last turn.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.board.read()
+    }
+
+    /// Makes the worker panic while it holds the next packet that it reads from the TUN.
+    #[doc(hidden)]
+    pub fn fail_once(&self) {
+        self.fault.store(true, Ordering::Relaxed);
+    }
+}
+
+/// How a worker forwards.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// How packets are judged and encapsulated.
+    pub forwarder: ForwarderConfig,
+    /// Most UDP payload bytes of one message, by the family of the underlay.
+    pub max_bytes: usize,
+    /// The features in use.
+    pub offload: Offload,
+}
+
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Both sides were emptied: wait for readiness.
+    Idle,
+    /// There may be more: take another turn.
+    Busy,
+    /// The device or the socket is gone for good.
+    Ended,
+}
+
+/// Which side may have something to read. Set by readiness events, cleared by `WouldBlock`.
+#[derive(Clone, Copy, Debug)]
+pub struct Ready {
+    /// The TUN queue.
+    pub tun: bool,
+    /// The UDP port.
+    pub udp: bool,
+}
+
+/// A worker over any TUN queue and UDP port.
+pub struct Worker<T, U> {
+    tun: T,
+    udp: U,
+    config: WorkerConfig,
+    offload: Offload,
+    shared: Arc<Shared>,
+    table: Cache<Arc<ArcSwap<PeerTable>>, Arc<PeerTable>>,
+    events: Events,
+    counters: Counters,
+    state: State,
+    delivery: Delivery,
+    ready: Ready,
+    overflow: u32,
+    receive_failures: u32,
+}
+
+/// All that a failure in the middle of a turn may leave half done; made again after one.
+struct State {
+    forwarder: Forwarder,
+    batch: TxBatch,
+    merger: Merger,
+    replies: ReplyQueue,
+    read: Box<[u8]>,
+    buffers: ReceiveBuffers,
+}
+
+impl State {
+    fn new(config: &WorkerConfig, offload: &Offload) -> Self {
+        let slots = match (offload.has(Feature::Mmsg), offload.has(Feature::UdpGro)) {
+            (false, _) => 1,
+            (true, true) => COALESCED_SLOTS,
+            (true, false) => SINGLE_SLOTS,
+        };
+        Self {
+            forwarder: Forwarder::new(ForwarderConfig { merge: merging(offload), ..config.forwarder }),
+            batch: TxBatch::new(limits(config, offload), BATCH_READS),
+            merger: Merger::new(merging(offload)),
+            replies: ReplyQueue::default(),
+            read: vec![0; TUN_READ_LEN].into(),
+            buffers: ReceiveBuffers::new(slots),
+        }
+    }
+}
+
+fn limits(config: &WorkerConfig, offload: &Offload) -> TxLimits {
+    TxLimits { max_segments: offload.max_segments(), max_bytes: config.max_bytes }
+}
+
+fn merging(offload: &Offload) -> MergeConfig {
+    MergeConfig {
+        tcp: offload.has(Feature::TunTso),
+        udp: offload.has(Feature::TunUso),
+        vnet: offload.has(Feature::TunVnetHdr),
+    }
+}
+
+impl<T: TunQueue, U: UdpPort> Worker<T, U> {
+    /// A worker that has not taken a turn yet. All its memory is allocated here.
+    #[must_use]
+    pub fn new(tun: T, udp: U, config: WorkerConfig, shared: Arc<Shared>, events: Events) -> Self {
+        let offload = config.offload;
+        Self {
+            tun,
+            udp,
+            state: State::new(&config, &offload),
+            config,
+            offload,
+            table: Cache::new(shared.table.clone()),
+            shared,
+            events,
+            counters: Counters::default(),
+            delivery: Delivery::default(),
+            ready: Ready { tun: true, udp: true },
+            overflow: 0,
+            receive_failures: 0,
+        }
+    }
+
+    /// What may be read; a caller adds to it when it learns of readiness.
+    pub fn ready_mut(&mut self) -> &mut Ready {
+        &mut self.ready
+    }
+
+    /// Its TUN queue, for tests that feed it.
+    pub fn tun_mut(&mut self) -> &mut T {
+        &mut self.tun
+    }
+
+    /// Its UDP port, for tests that feed it.
+    pub fn udp_mut(&mut self) -> &mut U {
+        &mut self.udp
+    }
+
+    /// The features in use right now.
+    #[must_use]
+    pub fn offload(&self) -> &Offload {
+        &self.offload
+    }
+
+    /// Takes one turn at `now_ns`, nanoseconds on a clock that never goes back.
+    ///
+    /// A panic inside costs the packets that were held; they are counted, and the next turn goes on.
+    pub fn turn(&mut self, now_ns: u64) -> Turn {
+        let turn = match catch_unwind(AssertUnwindSafe(|| self.work(now_ns))) {
+            Ok(turn) => turn,
+            Err(panic) => {
+                self.recover(&*panic);
+                Turn::Busy
+            }
+        };
+        self.shared.board.post(&self.counters);
+        turn
+    }
+
+    fn work(&mut self, now_ns: u64) -> Turn {
+        let table = Arc::clone(self.table.load());
+        if self.ready.tun && !self.drain_tun(&table, now_ns) {
+            return Turn::Ended;
+        }
+        if self.ready.udp && !self.drain_udp(&table, now_ns) {
+            return Turn::Ended;
+        }
+        if self.ready.tun || self.ready.udp { Turn::Busy } else { Turn::Idle }
+    }
+
+    /// TUN to socket. False when the device is gone.
+    fn drain_tun(&mut self, table: &PeerTable, now_ns: u64) -> bool {
+        let together = if self.offload.has(Feature::Mmsg) { READS } else { 1 };
+        let mut held = 0;
+        for _ in 0..READS {
+            let len = match self.tun.read(&mut self.state.read) {
+                Ok(len) => len,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => continue,
+                    Some(errno) if errno != libc::EAGAIN => {
+                        self.flush();
+                        self.events.say(EngineEvent::DeviceGone { errno });
+                        return false;
+                    }
+                    _ => {
+                        self.ready.tun = false;
+                        break;
+                    }
+                },
+            };
+            let State { forwarder, batch, replies, read, .. } = &mut self.state;
+            forwarder.outbound(table, now_ns, &mut read[..len], batch, replies, &mut self.counters);
+            if self.shared.fault.load(Ordering::Relaxed) && self.shared.fault.swap(false, Ordering::Relaxed) {
+                injected_fault();
+            }
+            held += 1;
+            let full = !self.state.batch.has_room() || self.state.batch.bytes() >= BATCH_BYTES;
+            if held >= together || full {
+                self.flush();
+                held = 0;
+            }
+        }
+        self.flush();
+        true
+    }
+
+    /// Socket to TUN. False when the socket has failed for good.
+    fn drain_udp(&mut self, table: &PeerTable, now_ns: u64) -> bool {
+        let rounds = if self.offload.has(Feature::Mmsg) { 1 } else { SINGLE_RECEIVES };
+        for _ in 0..rounds {
+            let filled = match self.udp.receive(&mut self.state.buffers) {
+                Ok(filled) => filled,
+                Err(error) => match error.raw_os_error() {
+                    Some(errno) if errno != libc::EAGAIN => {
+                        // An error here concerns an earlier datagram, not the socket; but it must not go on for ever.
+                        self.receive_failures += 1;
+                        if self.receive_failures < RECEIVE_FAILURES {
+                            continue;
+                        }
+                        self.events.say(EngineEvent::SocketFailed { errno });
+                        return false;
+                    }
+                    _ => {
+                        self.ready.udp = false;
+                        break;
+                    }
+                },
+            };
+            self.receive_failures = 0;
+            for slot in 0..filled {
+                let State { forwarder, batch, merger, buffers, .. } = &mut self.state;
+                let Some((arrival, bytes)) = buffers.filled_mut(slot) else { break };
+                let received = Received {
+                    from: arrival.from,
+                    stride: arrival.stride,
+                    tos: arrival.tos,
+                    truncated: arrival.truncated,
+                };
+                forwarder.inbound(
+                    table,
+                    now_ns,
+                    slot as u16,
+                    bytes,
+                    &received,
+                    merger,
+                    batch,
+                    &mut self.counters,
+                );
+                if !self.state.batch.has_room() {
+                    self.flush();
+                }
+                if !self.state.merger.has_room() {
+                    self.deliver();
+                }
+            }
+            self.deliver();
+            self.flush();
+        }
+        let overflow = self.udp.overflow();
+        self.counters.socket_overflows += u64::from(overflow.wrapping_sub(self.overflow));
+        self.overflow = overflow;
+        true
+    }
+
+    /// Sends what was gathered, and writes the ICMP replies that came of it.
+    fn flush(&mut self) {
+        if !self.state.batch.is_empty() {
+            let Self { udp, state, offload, counters, events, .. } = self;
+            let segments = offload.max_segments();
+            send_batch(udp, &state.batch, offload, &mut counters.tx, events);
+            state.batch.clear();
+            if offload.max_segments() != segments {
+                state.batch.set_limits(limits(&self.config, offload));
+            }
+        }
+        if !self.state.replies.is_empty() {
+            self.delivery.write_replies(&mut self.tun, &self.state.replies);
+            self.state.replies.clear();
+        }
+    }
+
+    /// Writes what was merged to the TUN.
+    fn deliver(&mut self) {
+        let Self { tun, state, offload, counters, events, delivery, .. } = self;
+        let before = merging(offload);
+        delivery.write_all(tun, &state.merger, &state.buffers, offload, &mut counters.rx, events);
+        state.merger.clear();
+        let after = merging(offload);
+        if after != before {
+            state.merger.set_config(after);
+        }
+    }
+
+    /// After a panic: counts what was held, and starts with fresh memory.
+    fn recover(&mut self, panic: &(dyn Any + Send)) {
+        let Counters { rx, tx, .. } = &mut self.counters;
+        let mut lost = 0;
+        for direction in [rx, tx] {
+            let ended = direction.passed + direction.dropped_in_all();
+            let held = direction.packets.saturating_sub(ended);
+            direction.drop(DropReason::WorkerFailed, held);
+            lost += held;
+        }
+        self.state = State::new(&self.config, &self.offload);
+        let message = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "no message".to_owned());
+        self.events.say(EngineEvent::WorkerPanicked { message, lost });
+    }
+}
+
+/// The failure that [`Shared::fail_once`] orders.
+#[cold]
+fn injected_fault() {
+    std::panic::panic_any("a fault was injected for a test");
+}

@@ -1,0 +1,175 @@
+//! A queue of a kernel TUN device.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use tun_rs::{DeviceBuilder, Layer, SyncDevice};
+
+use super::{TunQueue, VNET_HEADER_LEN};
+use crate::error::OpenError;
+use crate::probe::{Feature, Features, Finding, KernelVersion};
+use crate::sys;
+
+/// One queue of a TUN device that this process made. The device goes when the queue is dropped.
+pub struct KernelTun {
+    device: SyncDevice,
+    vnet: bool,
+}
+
+/// What the device answered: the findings for `tun-vnet-hdr`, `tun-tso` and `tun-uso`.
+pub(crate) struct TunFindings(pub(crate) [Finding; 3]);
+
+impl KernelTun {
+    /// Makes the TUN device `name`, without address and down, in the network namespace of this thread.
+    ///
+    /// It is made with multiple queues allowed, so that workers can be added while it lives; with a single queue
+    /// that costs nothing, for the kernel hashes flows only when there are more.
+    pub(crate) fn open(name: &str, off: Features) -> Result<(Self, TunFindings), OpenError> {
+        check_name(name)?;
+        let node = Path::new("/dev/net/tun");
+        if let Err(source) = node.metadata() {
+            return Err(OpenError::tun(name, source));
+        }
+        // Opening a multi-queue TUN device of another process would silently share its traffic.
+        if nix::net::if_::if_nametoindex(name).is_ok() {
+            return Err(OpenError::DeviceNameTaken { device: name.to_owned() });
+        }
+        let build = |vnet: bool| {
+            DeviceBuilder::new()
+                .name(name)
+                .layer(Layer::L3)
+                .multi_queue(true)
+                .offload(vnet)
+                .packet_information(false)
+                .inherit_enable_state()
+                .build_sync()
+        };
+        let forced = off.contains(Feature::TunVnetHdr);
+        let (device, vnet) = match build(!forced) {
+            Ok(device) if forced => (device, Finding::forced()),
+            Ok(device) => (device, Finding::on("")),
+            Err(error) if forced => return Err(OpenError::tun(name, error)),
+            // The crate asks for TSO at once; a kernel that refuses may still make a plain device.
+            Err(error) => match build(false) {
+                Ok(device) => (device, Finding::off(format!("refused: {error}"))),
+                Err(_) => return Err(OpenError::tun(name, error)),
+            },
+        };
+        device.set_nonblocking(true).map_err(|source| OpenError::tun(name, source))?;
+        let mut tun = Self { device, vnet: vnet.on };
+        if !vnet.on {
+            let needs = || Finding::off("needs tun-vnet-hdr");
+            return Ok((tun, TunFindings([vnet, needs(), needs()])));
+        }
+        if let Err(error) = tun.shape_header() {
+            return Err(OpenError::tun(name, error));
+        }
+        let (tso, uso) = tun.set_offload(off);
+        Ok((tun, TunFindings([vnet, tso, uso])))
+    }
+
+    fn shape_header(&mut self) -> io::Result<()> {
+        sys::tun::set_vnet_header_len(self.device.as_fd(), VNET_HEADER_LEN as i32)?;
+        match sys::tun::set_vnet_little_endian(self.device.as_fd()) {
+            // Kernels before 4.1 use the machine's own order, which is the right one here.
+            Err(_) if cfg!(target_endian = "little") => Ok(()),
+            answer => answer,
+        }
+    }
+
+    /// Sets the richest offload mask that the kernel takes and that is not forced off: findings for TSO and USO.
+    fn set_offload(&mut self, off: Features) -> (Finding, Finding) {
+        let forced = |feature| off.contains(feature).then(Finding::forced);
+        let tso_bits = libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+        let uso_bits = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+        let old = KernelVersion::running().filter(|version| version.damages_tunnelled_uso());
+        let no_tso = forced(Feature::TunTso);
+        let no_uso = forced(Feature::TunUso).or_else(|| {
+            old.map(|version| {
+                Finding::off(format!("{version} damages UDP superpackets routed into a tunnel"))
+            })
+        });
+        let want_tso = if no_tso.is_none() { tso_bits } else { 0 };
+        let want_uso = if no_uso.is_none() { uso_bits } else { 0 };
+        let csum = libc::TUN_F_CSUM;
+        let mut refused = String::new();
+        for mask in [csum | want_tso | want_uso, csum | want_tso, csum | want_uso, csum, 0] {
+            match sys::tun::set_offload(self.device.as_fd(), mask) {
+                Ok(()) => {
+                    let answer = |bits: u32| {
+                        let why = format!("offload mask {mask:#04x}");
+                        if mask & bits == bits { Finding::on(why) } else { Finding::off(refused.clone()) }
+                    };
+                    let tso = no_tso.unwrap_or_else(|| answer(tso_bits));
+                    let uso = no_uso.unwrap_or_else(|| answer(uso_bits));
+                    return (tso, uso);
+                }
+                Err(error) => refused = format!("mask {mask:#04x} refused: {error}"),
+            }
+        }
+        let none = Finding::off(refused);
+        (no_tso.unwrap_or_else(|| none.clone()), no_uso.unwrap_or(none))
+    }
+
+    /// The name that the kernel gave the device.
+    pub(crate) fn name(&self) -> io::Result<String> {
+        self.device.name()
+    }
+
+    /// The descriptor, for readiness.
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.device.as_raw_fd()
+    }
+}
+
+impl TunQueue for KernelTun {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.vnet {
+            return Ok(nix::unistd::read(&self.device, buffer)?);
+        }
+        let Some((header, packet)) = buffer.split_at_mut_checked(VNET_HEADER_LEN) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        header.fill(0);
+        Ok(nix::unistd::read(&self.device, packet)? + VNET_HEADER_LEN)
+    }
+
+    fn write(&mut self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        if !self.vnet {
+            IoSlice::advance_slices(&mut parts, VNET_HEADER_LEN);
+        }
+        loop {
+            match nix::sys::uio::writev(&self.device, parts) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+/// The kernel's rule for link names (`dev_valid_name`), and no `%`, which would make it a pattern.
+fn check_name(name: &str) -> Result<(), OpenError> {
+    let bad = |c: char| c.is_whitespace() || matches!(c, '/' | ':' | '%' | '\0');
+    if name.is_empty() || name.len() >= libc::IFNAMSIZ || matches!(name, "." | "..") || name.contains(bad) {
+        return Err(OpenError::DeviceNameInvalid { device: name.to_owned() });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_device_names_are_refused_before_the_kernel_is_asked() {
+        for name in ["", ".", "..", "a b", "a/b", "tun%d", "0123456789abcdef"] {
+            let error = KernelTun::open(name, Features::NONE).err().unwrap();
+            assert!(matches!(error, OpenError::DeviceNameInvalid { .. }), "{name:?}: {error}");
+        }
+        assert!(check_name("flannel0").is_ok());
+        assert!(check_name("0123456789abcde").is_ok());
+    }
+}

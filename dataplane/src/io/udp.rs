@@ -1,0 +1,240 @@
+//! A kernel UDP socket.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{Outgoing, UdpPort};
+use crate::buffers::ReceiveBuffers;
+use crate::error::OpenError;
+use crate::probe::{self, Feature, Features, Finding, KernelVersion};
+use crate::sys::mmsg::{Arrival, ReceiveBatch, SendBatch};
+
+/// Room for received data: about 7 ms at 10 Gb/s. The kernel counts whole buffers, so small datagrams fill it sooner.
+const RECEIVE_ROOM: usize = 8 << 20;
+/// Room for data to be sent.
+const SEND_ROOM: usize = 4 << 20;
+/// Most messages in one `sendmmsg`.
+const SEND_BATCH: usize = 256;
+/// Most buffers in one `recvmmsg`.
+const RECEIVE_BATCH: usize = 64;
+
+/// A UDP socket of the network namespace in which it was opened.
+pub struct KernelUdp {
+    socket: Socket,
+    sending: SendBatch,
+    receiving: ReceiveBatch,
+}
+
+/// What the socket answered: the findings for `udp-gso`, `udp-gro` and `mmsg`, and its sizes.
+pub(crate) struct UdpFindings {
+    pub(crate) findings: [Finding; 3],
+    pub(crate) max_segments: usize,
+    pub(crate) buffers: (usize, usize),
+}
+
+impl KernelUdp {
+    /// Opens a socket bound to `bind`, with every feature that the kernel has and that is not in `off`.
+    ///
+    /// Path MTU discovery stays at the system's default: a datagram that outgrows the path is fragmented or refused
+    /// as the route says. Datagrams without a UDP checksum are accepted over IPv4 and refused over IPv6 (RFC 8200),
+    /// as a kernel VXLAN device does unless told otherwise.
+    pub(crate) fn open(bind: SocketAddr, off: Features) -> Result<(Self, UdpFindings), OpenError> {
+        let wrong = |source| OpenError::udp(bind, source);
+        let socket =
+            Socket::new(Domain::for_address(bind), Type::DGRAM, Some(Protocol::UDP)).map_err(wrong)?;
+        socket.set_nonblocking(true).map_err(wrong)?;
+        if bind.is_ipv6() {
+            socket.set_only_v6(true).map_err(wrong)?;
+            socket.set_recv_tclass_v6(true).map_err(wrong)?;
+        } else {
+            socket.set_recv_tos_v4(true).map_err(wrong)?;
+        }
+        setsockopt(&socket, sockopt::RxqOvfl, &1).map_err(|errno| wrong(errno.into()))?;
+        let buffers = make_room(&socket).map_err(wrong)?;
+        let gso = probe_gso(&socket, off);
+        let gro = probe_gro(&socket, off);
+        let mmsg = probe_mmsg(bind, off);
+        // Bound last, so that nothing arrives before the socket has its final shape.
+        socket.bind(&bind.into()).map_err(wrong)?;
+        let (max_segments, gso) = if gso.on {
+            let (segments, how) = probe::max_segments();
+            (segments, Finding::on(how))
+        } else {
+            (1, gso)
+        };
+        let (send, receive) = if mmsg.on { (SEND_BATCH, RECEIVE_BATCH) } else { (1, 1) };
+        let udp = Self { socket, sending: SendBatch::new(send), receiving: ReceiveBatch::new(receive) };
+        Ok((udp, UdpFindings { findings: [gso, gro, mmsg], max_segments, buffers }))
+    }
+
+    /// The address it is bound to, with the port that the kernel chose if none was asked for.
+    pub(crate) fn local(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()?.as_socket().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
+    /// The descriptor, for readiness.
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl UdpPort for KernelUdp {
+    fn send<'a>(&mut self, messages: impl Iterator<Item = Outgoing<'a>>) -> io::Result<usize> {
+        self.sending.send(self.socket.as_fd(), messages)
+    }
+
+    fn receive(&mut self, buffers: &mut ReceiveBuffers) -> io::Result<usize> {
+        let (slots, arrivals) = buffers.slots_mut();
+        let filled = self.receiving.receive(self.socket.as_fd(), slots, arrivals)?;
+        buffers.set_filled(filled);
+        Ok(filled)
+    }
+
+    fn wait_writable(&mut self, limit: Duration) {
+        let mut set = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+        let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO);
+        // Whatever it answers, the next send says whether there is room.
+        nix::poll::poll(&mut set, timeout).ok();
+    }
+
+    fn overflow(&self) -> u32 {
+        self.receiving.overflow().unwrap_or(0)
+    }
+}
+
+/// Asks for big socket buffers, beyond the system's limit where that is allowed. Returns what the kernel granted.
+fn make_room(socket: &Socket) -> io::Result<(usize, usize)> {
+    if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_ROOM).is_err() {
+        socket.set_recv_buffer_size(RECEIVE_ROOM)?;
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &SEND_ROOM).is_err() {
+        socket.set_send_buffer_size(SEND_ROOM)?;
+    }
+    Ok((socket.recv_buffer_size()?, socket.send_buffer_size()?))
+}
+
+fn probe_gso(socket: &Socket, off: Features) -> Finding {
+    if off.contains(Feature::UdpGso) {
+        return Finding::forced();
+    }
+    if let Some(version) = KernelVersion::running().filter(|version| version.damages_equal_trains()) {
+        return Finding::off(format!("{version} can damage segmented sends; 7.1.5 repaired it"));
+    }
+    // A default segment size is set and taken back: each message brings its own.
+    let set = |size| setsockopt(socket, sockopt::UdpGsoSegment, &size);
+    match set(1400).and_then(|()| set(0)) {
+        Ok(()) => Finding::on(""),
+        Err(errno) => Finding::off(format!("UDP_SEGMENT refused: {errno}")),
+    }
+}
+
+fn probe_gro(socket: &Socket, off: Features) -> Finding {
+    if off.contains(Feature::UdpGro) {
+        return Finding::forced();
+    }
+    match setsockopt(socket, sockopt::UdpGroSegment, &true) {
+        Ok(()) => Finding::on(""),
+        Err(errno) => Finding::off(format!("UDP_GRO refused: {errno}")),
+    }
+}
+
+/// Receives from a socket of its own that nobody sends to: a kernel with the call says that nothing is there.
+fn probe_mmsg(bind: SocketAddr, off: Features) -> Finding {
+    if off.contains(Feature::Mmsg) {
+        return Finding::forced();
+    }
+    let ask = || {
+        let socket = Socket::new(Domain::for_address(bind), Type::DGRAM, Some(Protocol::UDP))?;
+        let (mut one, mut two) = ([0; 1], [0; 1]);
+        let buffers = [&mut one[..], &mut two[..]].into_iter();
+        ReceiveBatch::new(2).receive(socket.as_fd(), buffers, &mut [Arrival::NONE; 2])
+    };
+    match ask() {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+            Finding::off(format!("recvmmsg refused: {error}"))
+        }
+        _ => Finding::on(""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::io::memory::{MemoryWire, WireFaults};
+
+    fn receive_all(port: &mut impl UdpPort, wanted: usize) -> Vec<(Arrival, Vec<u8>)> {
+        let mut buffers = ReceiveBuffers::new(8);
+        let mut seen = Vec::new();
+        let mut datagrams = 0;
+        let end = Instant::now() + Duration::from_secs(10);
+        while datagrams < wanted && Instant::now() < end {
+            match port.receive(&mut buffers) {
+                Ok(filled) => {
+                    for slot in 0..filled {
+                        let (arrival, bytes) = buffers.filled_mut(slot).unwrap();
+                        datagrams += bytes.len().div_ceil(arrival.stride.max(1)).max(1);
+                        seen.push((arrival, bytes.to_vec()));
+                    }
+                }
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        assert_eq!(datagrams, wanted);
+        seen
+    }
+
+    fn datagrams(seen: &[(Arrival, Vec<u8>)]) -> Vec<&[u8]> {
+        seen.iter().flat_map(|(arrival, bytes)| bytes.chunks(arrival.stride.max(1))).collect()
+    }
+
+    /// The same promises for the kernel's sockets and for the wire in memory.
+    fn trains_arrive_whole(
+        sender: &mut impl UdpPort,
+        receiver: &mut impl UdpPort,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) {
+        let train: Vec<u8> = (0..3500u32).map(|at| (at % 251) as u8).collect();
+        let messages = [
+            Outgoing { to, tos: 2, bytes: &train, stride: 1000 },
+            Outgoing { to, tos: 0, bytes: b"single", stride: 6 },
+        ];
+        assert_eq!(sender.send(messages.into_iter()).unwrap(), 2);
+        let seen = receive_all(receiver, 5);
+        let expected: Vec<&[u8]> = train.chunks(1000).chain([&b"single"[..]]).collect();
+        assert_eq!(datagrams(&seen), expected);
+        assert!(seen.iter().all(|(arrival, _)| arrival.from == from && !arrival.truncated));
+        assert_eq!(seen[0].0.tos, 2, "the TOS of the message arrives");
+        assert_eq!(seen.last().unwrap().0.tos, 0, "a message without TOS has the default");
+    }
+
+    #[test]
+    fn trains_arrive_whole_in_memory() {
+        let (a, b) = ("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
+        let wire = MemoryWire::new(WireFaults::NONE);
+        trains_arrive_whole(&mut wire.port(a), &mut wire.port(b), a, b);
+    }
+
+    #[test]
+    fn an_error_comes_with_the_call_that_starts_with_it() {
+        let (a, b) = ("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
+        let wire = MemoryWire::new(WireFaults::NONE);
+        let (mut sender, receiver) = (wire.port(a), wire.port(b));
+        sender.refuse_at(1, libc::EPERM);
+        let message = |bytes| Outgoing { to: b, tos: 0, bytes, stride: 1 };
+        let all = [message(b"a"), message(b"b"), message(b"c")];
+        assert_eq!(sender.send(all.into_iter()).unwrap(), 1);
+        assert_eq!(sender.send(all[1..].iter().copied()).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        assert_eq!(sender.send(all[1..].iter().copied()).unwrap(), 2);
+        let seen: Vec<_> = std::iter::from_fn(|| receiver.take()).map(|(_, bytes)| bytes[0]).collect();
+        assert_eq!(seen, b"abc");
+    }
+}

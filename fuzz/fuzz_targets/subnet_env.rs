@@ -1,0 +1,3 @@
+//! subnet.env.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| control::fuzzing::subnet_env(data));
