@@ -19,8 +19,14 @@
 //! | [`fuzzing`] | the bodies of the fuzz targets, as plain functions |
 #![forbid(unsafe_code)]
 
+pub mod backend;
+pub mod daemon;
 pub mod flags;
+pub mod fuzzing;
 pub mod json;
 pub mod lease;
 pub mod network;
+pub mod plan;
+pub mod settings;
 pub mod store;
+pub mod underlay;

@@ -1,2 +1,86 @@
-//! `flanneld`.
-fn main() {}
+//! `flanneld`: parse → settle → build → run.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use control::daemon;
+use control::flags::{Help, RawFlags};
+use control::settings::{LogFormat, LogSettings, Settings};
+use tracing_subscriber::EnvFilter;
+
+/// Wrong flags: another status than a daemon that could not run, and never flannel's 0.
+const WRONG_FLAGS: u8 = 2;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = match std::env::args_os().skip(1).map(std::ffi::OsString::into_string).collect()
+    {
+        Ok(words) => words,
+        Err(word) => return refuse(&format!("{} is not UTF-8", word.display())),
+    };
+    match words.first().map(String::as_str) {
+        _ => run_daemon(words),
+    }
+}
+
+fn run_daemon(words: Vec<String>) -> ExitCode {
+    // A variable that is not UTF-8 cannot be one of ours.
+    let environment =
+        std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()));
+    let flags = match RawFlags::parse(words, environment) {
+        Ok(flags) => flags,
+        Err(error) => return refuse(&error.to_string()),
+    };
+    if flags.help {
+        return say(&mut io::stdout(), Help);
+    }
+    if flags.switch("version") {
+        // flannel writes its version to stderr, and scripts read it there.
+        return say(&mut io::stderr(), format_args!("v{}\n", env!("CARGO_PKG_VERSION")));
+    }
+    let settings = match Settings::settle(&flags) {
+        Ok(settings) => settings,
+        Err(error) => return refuse(&error.to_string()),
+    };
+    log_to_stderr(settings.log);
+    for notice in &settings.notices {
+        tracing::warn!("{notice}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(daemon::run(&settings)),
+        Err(error) => Err(anyhow::Error::new(error).context("start the runtime")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr(settings: LogSettings) {
+    let filter = match settings.verbosity {
+        ..=0 => "info",
+        1..=4 => "info,control=debug,hostnet=debug,dataplane=debug",
+        5.. => "trace",
+    };
+    let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(io::stderr);
+    match settings.format {
+        LogFormat::Text => log.with_target(false).with_ansi(io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+fn refuse(error: &str) -> ExitCode {
+    // Nobody is left to tell if stderr is closed.
+    writeln!(io::stderr(), "flanneld: {error}").ok();
+    ExitCode::from(WRONG_FLAGS)
+}
+
+fn say(to: &mut impl Write, text: impl std::fmt::Display) -> ExitCode {
+    match write!(to, "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}

@@ -1,7 +1,20 @@
-//! What a host can be asked to do, and how it refuses: [`HostError`].
+//! What a host can be asked to do, [`Host`], and how it refuses, [`HostError`].
 use std::fmt;
+use std::future::Future;
 
 use nix::errno::Errno;
+
+use crate::change::Change;
+use crate::state::{HostState, Scope};
+
+/// A host whose network state can be read and changed: the kernel's, or one in memory.
+pub trait Host {
+    /// Everything that is there and that `scope` covers.
+    fn read(&self, scope: &Scope) -> impl Future<Output = Result<HostState, HostError>> + Send;
+
+    /// Makes one change. What is already so is no error: neither adding what is there nor deleting what is not.
+    fn apply(&self, change: &Change) -> impl Future<Output = Result<(), HostError>> + Send;
+}
 
 /// The kernel refused something. Says what was attempted, why it was refused and what can be done.
 ///

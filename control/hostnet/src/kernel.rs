@@ -20,12 +20,15 @@ use tokio::sync::Mutex;
 use crate::host::HostError;
 
 mod address;
+mod apply;
 mod link;
 mod neighbour;
 mod route;
+mod watch;
 
 pub use link::{LinkSettings, Vxlan};
 pub use route::Reach;
+pub use watch::{Noticed, Watch};
 
 /// One connection to the kernel's network state. Clones share it. Futures are to be polled on the runtime that was
 /// entered at [`Kernel::connect`].

@@ -13,12 +13,16 @@
 //! kinds of files that a node agent deals with.
 #![forbid(unsafe_code)]
 
+pub mod change;
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
 pub mod host;
 pub mod kernel;
 pub mod netns;
+pub mod reconcile;
 pub mod state;
 pub mod subnet_env;
 pub mod sysctl;
 
-pub use host::HostError;
+pub use host::{Host, HostError};
 pub use nix::errno::Errno;

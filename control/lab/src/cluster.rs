@@ -26,11 +26,12 @@ pub mod vxlan;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use hostnet::kernel::{Kernel, LinkSettings};
 use hostnet::netns::NetNs;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use node::{Node, Pod, PodNetwork};
@@ -42,6 +43,9 @@ use resident::Resident;
 
 /// More would leave the /24 of the underlay.
 const MOST_NODES: usize = 250;
+
+/// How long the kernel may take to bring all links up. It takes milliseconds.
+const LINKS_UP: Duration = Duration::from_secs(20);
 
 /// Which addresses the nodes have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -163,6 +167,11 @@ impl Cluster {
         for node in &nodes {
             node.settle_underlay(plan).with_context(|| format!("set up eth0 of {}", node.name()))?;
         }
+        if let Some((first, others)) = nodes.split_first() {
+            let addresses = others.iter().flat_map(Node::addresses);
+            await_links(first.namespace(), addresses)
+                .with_context(|| format!("reach the nodes from {}", first.name()))?;
+        }
         Ok(Self { plan: *plan, nodes, _switch: switch })
     }
 
@@ -184,6 +193,13 @@ impl Cluster {
     /// All pods of all nodes, in order.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.nodes.iter().flat_map(Node::pods)
+    }
+
+    fn check_subnets(&self, subnets: &[Vec<IpNet>]) -> anyhow::Result<()> {
+        if subnets.len() != self.nodes.len() {
+            bail!("{} nodes, but subnets for {}", self.nodes.len(), subnets.len());
+        }
+        Ok(())
     }
 
     /// Pings every address of every pod from every other pod that has an address of the family. Pods ask at the same
@@ -224,6 +240,27 @@ impl Pod {
         }
         Ok(cells)
     }
+}
+
+/// Waits until every address answers a ping from the namespace. A device that is up may take no packets yet: the kernel
+/// attaches its queue, and lets a bridge forward to it, in the background once both ends of the pair are up.
+fn await_links(from: &NetNs, addresses: impl IntoIterator<Item = IpAddr>) -> anyhow::Result<()> {
+    let deadline = Instant::now() + LINKS_UP;
+    for address in addresses {
+        let ping = Ping { timeout: Duration::from_millis(100), ..Ping::new(address) };
+        loop {
+            let answer = ping.send_from(from)?;
+            if answer.microseconds().is_some() {
+                break;
+            }
+            if Instant::now() > deadline {
+                bail!("{address} does not answer within {LINKS_UP:?} (last: {answer:?})");
+            }
+            // Answers of another kind come at once, and asking again as fast would keep the kernel from its work.
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    Ok(())
 }
 
 /// A node's addresses on the underlay; the last byte is its number, from 1.

@@ -83,19 +83,16 @@ pub fn enter(marker: &str, name: &str, argv: &[OsString]) -> Result<ExitCode, En
         return Err(EnterError::Unknown { name: name.to_owned(), known: names(&labs) });
     };
     enter_namespaces(&task, name)?;
-    // Ctrl-C is for the command; this process waits and tells its exit code. std gives the child an empty mask.
-    let mut interrupt = SigSet::empty();
-    interrupt.add(Signal::SIGINT);
-    interrupt.add(Signal::SIGQUIT);
-    // Refused, it would only mean that Ctrl-C ends this process with the command.
-    interrupt.thread_block().ok();
     // In the lab's mount namespace the directory of before may be another, or none.
     let here =
         std::env::current_dir().ok().filter(|path| path.is_dir()).unwrap_or_else(|| PathBuf::from("/"));
-    let status =
-        Command::new(program).args(arguments).current_dir(here).status().map_err(|source| {
-            EnterError::Command { program: program.clone(), name: name.to_owned(), source }
-        })?;
+    let failed = |source| EnterError::Command { program: program.clone(), name: name.to_owned(), source };
+    let mut command = Command::new(program).args(arguments).current_dir(here).spawn().map_err(failed)?;
+    // Ctrl-C is for the command; this process waits and tells its exit code. Blocked only here: the command would
+    // inherit it. Refused, it would only mean that Ctrl-C ends this process with the command.
+    let interrupt: SigSet = [Signal::SIGINT, Signal::SIGQUIT].into_iter().collect();
+    interrupt.thread_block().ok();
+    let status = command.wait().map_err(failed)?;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }

@@ -148,6 +148,10 @@ fn settle_inside(guard: &str) -> Result<Isolation, IsolateError> {
     if parent_in_proc().is_some_and(|parent| parent != guard) {
         return Err(IsolateError::GuardGone);
     }
+    // Every process of the lab would inherit the guard's mask, and Ctrl-C would end none of them.
+    guard::watched_signals()
+        .thread_unblock()
+        .map_err(|errno| IsolateError::Guard { what: "unblock signals", source: errno.into() })?;
     unshare(CloneFlags::CLONE_NEWNS).map_err(|source| IsolateError::Refused {
         flags: "mount",
         hint: refusal_hint(source),

@@ -101,9 +101,9 @@ pub const FLAGS: &[Flag] = &[
     flag(
         "source-check",
         Kind::Text,
-        "strict",
-        "strict|loose",
-        "drop or only count packets from the wrong pod (new)",
+        "loose",
+        "loose|strict",
+        "packets from outside the cluster: count or drop (new)",
     ),
     flag("log-format", Kind::Text, "text", "text|json", "form of the log on stderr (new)"),
     flag("v", Kind::Integer, "0", "LEVEL", "log more: 1 decisions, 5 everything"),

@@ -196,6 +196,16 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
         &mut self.ready
     }
 
+    /// Its TUN queue, for tests that feed it.
+    pub fn tun_mut(&mut self) -> &mut T {
+        &mut self.tun
+    }
+
+    /// Its UDP port, for tests that feed it.
+    pub fn udp_mut(&mut self) -> &mut U {
+        &mut self.udp
+    }
+
     /// The features in use right now.
     #[must_use]
     pub fn offload(&self) -> &Offload {

@@ -42,7 +42,8 @@ impl KernelUdp {
     /// Opens a socket bound to `bind`, with every feature that the kernel has and that is not in `off`.
     ///
     /// Path MTU discovery stays at the system's default: a datagram that outgrows the path is fragmented or refused
-    /// as the route says.
+    /// as the route says. Datagrams without a UDP checksum are accepted over IPv4 and refused over IPv6 (RFC 8200),
+    /// as a kernel VXLAN device does unless told otherwise.
     pub(crate) fn open(bind: SocketAddr, off: Features) -> Result<(Self, UdpFindings), OpenError> {
         let wrong = |source| OpenError::udp(bind, source);
         let socket =

@@ -1,6 +1,5 @@
 //! Two nodes in private network namespaces, joined by a veth pair, each with a running engine.
 
-use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::OnceLock;
 
@@ -8,17 +7,22 @@ use dataplane::core::{
     Encap, Family, IpNet, LinkMtu, Local, MacAddr, OverlayMtu, Peer, PeerTable, SourceCheck, Vni,
 };
 use dataplane::{Engine, EngineConfig, EngineHandle, Features};
-use hostnet::kernel::{Kernel, LinkSettings};
+use hostnet::kernel::{Kernel, LinkSettings, Vxlan};
 use hostnet::netns::NetNs;
+use hostnet::state::{FdbEntry, Neighbour, Route};
 
 /// MTU of the veth pair.
 const LINK_MTU: u16 = 1500;
+/// The overlay device on each node.
+pub(crate) const DEVICE: &str = "flannel.1";
+/// The port of every tunnel.
+const PORT: u16 = 8472;
 
-/// One node: its namespace and its engine.
+/// One node: its namespace, and its engine unless the kernel does the work.
 pub(crate) struct Node {
     pub(crate) ns: NetNs,
     pub(crate) number: u8,
-    pub(crate) engine: EngineHandle,
+    pub(crate) engine: Option<EngineHandle>,
 }
 
 /// How the pair is made.
@@ -28,11 +32,13 @@ pub(crate) struct Shape {
     pub(crate) underlay: Family,
     /// Forced off on both nodes.
     pub(crate) off: Features,
+    /// Node 2 is a kernel VXLAN device; `Some(true)` if it sends UDP checksums over IPv4.
+    pub(crate) kernel: Option<bool>,
 }
 
 impl Shape {
     pub(crate) fn raw() -> Self {
-        Self { encap: Encap::Raw, underlay: Family::V4, off: Features::NONE }
+        Self { encap: Encap::Raw, underlay: Family::V4, off: Features::NONE, kernel: None }
     }
 
     pub(crate) fn vxlan() -> Self {
@@ -50,7 +56,7 @@ pub(crate) fn possible() -> bool {
         opened.map(drop).map_err(|error| error.to_string())
     });
     if let Err(why) = answer {
-        writeln!(io::stderr(), "SKIPPED: {why}").unwrap();
+        eprintln!("SKIPPED: {why}");
     }
     answer.is_ok()
 }
@@ -87,14 +93,19 @@ fn subnets(n: u8) -> Vec<IpNet> {
     vec![format!("10.244.{n}.0/24").parse().unwrap(), format!("fd00:0:0:{n}::/64").parse().unwrap()]
 }
 
+/// The VTEP MAC of node `n`.
+fn mac(n: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, n])
+}
+
 fn table(own: u8, other: u8, endpoint: SocketAddr) -> PeerTable {
     let local = Local {
         subnets: subnets(own),
         networks: vec!["10.244.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()],
-        mac: MacAddr([2, 0, 0, 0, 0, own]),
+        mac: mac(own),
         addresses: vec![overlay(own, Family::V4), overlay(own, Family::V6)],
     };
-    let peer = Peer { endpoint, mac: MacAddr([2, 0, 0, 0, 0, other]), subnets: subnets(other) };
+    let peer = Peer { endpoint, mac: mac(other), subnets: subnets(other) };
     PeerTable::build(local, vec![peer]).unwrap()
 }
 
@@ -107,46 +118,83 @@ pub(crate) fn netlink<F: Future<Output = ()>>(ns: &NetNs, calls: impl FnOnce(Ker
     .unwrap();
 }
 
-/// Makes the pair and starts both engines.
+/// Makes the pair and starts both ends.
 pub(crate) fn pair(shape: &Shape) -> [Node; 2] {
     let spaces = [NetNs::new().unwrap(), NetNs::new().unwrap()];
-    netlink(&spaces[0], |kernel| async move { up(&kernel, "lo").await });
-    netlink(&spaces[1], |kernel| async move { up(&kernel, "lo").await });
+    for ns in &spaces {
+        netlink(ns, |kernel| async move { up(&kernel, "lo").await });
+    }
     let far = spaces[1].clone();
     netlink(&spaces[0], |kernel| async move { kernel.add_veth("eth0", "eth0", &far).await.unwrap() });
-    let port = 8472;
     let mut number = 0;
     spaces.map(|ns| {
         number += 1;
-        let (own, other, family) = (number, 3 - number, shape.underlay);
+        let (own, family) = (number, shape.underlay);
         netlink(&ns, |kernel| async move {
             let bits = if family == Family::V4 { 24 } else { 64 };
             let net = IpNet::new(underlay(own, family), bits).unwrap();
             kernel.add_address("eth0", net).await.unwrap();
             up(&kernel, "eth0").await;
         });
-        let bind = SocketAddr::from((underlay(own, family), port));
-        let config = config("flannel.1", shape, bind);
-        let engine = ns.run("open", || Engine::open(&config)).unwrap().unwrap();
-        let mtu = u32::from(config.mtu.get());
-        netlink(&ns, |kernel| async move {
-            let settings = LinkSettings {
-                mtu: Some(mtu),
-                tx_queue_len: Some(1000),
-                addr_gen_none: true,
-                ..LinkSettings::default()
-            };
-            kernel.set_link("flannel.1", &settings).await.unwrap();
-            for (family, bits) in [(Family::V4, 16), (Family::V6, 48)] {
-                let net = IpNet::new(overlay(own, family), bits).unwrap();
-                kernel.add_address("flannel.1", net).await.unwrap();
+        let engine = match shape.kernel {
+            Some(checksum) if own == 2 => {
+                kernel_vxlan(&ns, family, checksum);
+                None
             }
-            up(&kernel, "flannel.1").await;
-        });
-        let endpoint = SocketAddr::from((underlay(other, family), port));
-        let engine = engine.start(table(own, other, endpoint)).unwrap();
+            _ => Some(engine(&ns, own, shape)),
+        };
         Node { ns, number: own, engine }
     })
+}
+
+fn engine(ns: &NetNs, own: u8, shape: &Shape) -> EngineHandle {
+    let bind = SocketAddr::from((underlay(own, shape.underlay), PORT));
+    let config = config(DEVICE, shape, bind);
+    let engine = ns.run("open", || Engine::open(&config)).unwrap().unwrap();
+    let mtu = Some(u32::from(config.mtu.get()));
+    netlink(ns, |kernel| async move {
+        let settings =
+            LinkSettings { mtu, tx_queue_len: Some(1000), addr_gen_none: true, ..LinkSettings::default() };
+        kernel.set_link(DEVICE, &settings).await.unwrap();
+        for (family, bits) in [(Family::V4, 16), (Family::V6, 48)] {
+            let net = IpNet::new(overlay(own, family), bits).unwrap();
+            kernel.add_address(DEVICE, net).await.unwrap();
+        }
+        up(&kernel, DEVICE).await;
+    });
+    let endpoint = SocketAddr::from((underlay(3 - own, shape.underlay), PORT));
+    engine.start(table(own, 3 - own, endpoint)).unwrap()
+}
+
+/// Node 2 as flannel programs the kernel: a static neighbour, FDB entry and onlink route for node 1.
+fn kernel_vxlan(ns: &NetNs, underlay_family: Family, udp_checksum: bool) {
+    let vxlan = Vxlan {
+        local: Some(underlay(2, underlay_family)),
+        device: Some("eth0".to_owned()),
+        mac: Some(mac(2).0),
+        udp_checksum,
+        ..Vxlan::new(DEVICE, 1, PORT)
+    };
+    netlink(ns, |kernel| async move {
+        kernel.add_vxlan(&vxlan).await.unwrap();
+        let settings = LinkSettings { addr_gen_none: true, ..LinkSettings::default() };
+        kernel.set_link(DEVICE, &settings).await.unwrap();
+        for (family, bits) in [(Family::V4, 32), (Family::V6, 128)] {
+            let net = IpNet::new(overlay(2, family), bits).unwrap();
+            kernel.add_address(DEVICE, net).await.unwrap();
+        }
+        up(&kernel, DEVICE).await;
+        let device = DEVICE.to_owned();
+        let fdb = FdbEntry { device, mac: mac(1).0, dst: underlay(1, underlay_family) };
+        kernel.replace_fdb(&fdb).await.unwrap();
+        for (subnet, family) in subnets(1).into_iter().zip([Family::V4, Family::V6]) {
+            let via = overlay(1, family);
+            let neighbour = Neighbour { device: DEVICE.to_owned(), ip: via, mac: mac(1).0 };
+            kernel.replace_neighbour(&neighbour).await.unwrap();
+            let route = Route { via: Some(via), onlink: true, ..Route::new(subnet, DEVICE) };
+            kernel.replace_route(&route).await.unwrap();
+        }
+    });
 }
 
 async fn up(kernel: &Kernel, name: &str) {
@@ -155,7 +203,12 @@ async fn up(kernel: &Kernel, name: &str) {
 }
 
 impl Node {
-    /// The address of its TUN device.
+    /// Its engine.
+    pub(crate) fn engine(&self) -> &EngineHandle {
+        self.engine.as_ref().unwrap()
+    }
+
+    /// The address of its overlay device.
     pub(crate) fn address(&self, family: Family) -> IpAddr {
         overlay(self.number, family)
     }

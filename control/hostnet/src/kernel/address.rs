@@ -1,5 +1,6 @@
 //! Addresses on devices. IPv6 ones are usable at once: duplicate address detection is left out, because who sets an
 //! address here owns it by a lease.
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -14,7 +15,13 @@ use crate::state::{LinkAddress, RouteScope};
 impl Kernel {
     /// All addresses of all devices, IPv4 and IPv6.
     pub async fn addresses(&self) -> Result<Vec<LinkAddress>, HostError> {
-        let names = self.device_names().await?;
+        self.addresses_on(&self.device_names().await?).await
+    }
+
+    pub(super) async fn addresses_on(
+        &self,
+        names: &BTreeMap<u32, String>,
+    ) -> Result<Vec<LinkAddress>, HostError> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let found = self.dump(request, "list the addresses").await?;
         let addresses = found.into_iter().filter_map(|message| match message {

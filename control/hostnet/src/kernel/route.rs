@@ -33,10 +33,13 @@ impl Kernel {
     /// All unicast routes of the main table, IPv4 and IPv6, those the kernel made included. Routes over several next
     /// hops are left out.
     pub async fn routes(&self) -> Result<Vec<Route>, HostError> {
-        let names = self.device_names().await?;
+        self.routes_on(&self.device_names().await?).await
+    }
+
+    pub(super) async fn routes_on(&self, names: &BTreeMap<u32, String>) -> Result<Vec<Route>, HostError> {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            routes.extend(self.routes_of(family, &names).await?);
+            routes.extend(self.routes_of(family, names).await?);
         }
         Ok(routes)
     }

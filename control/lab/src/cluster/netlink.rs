@@ -1,10 +1,9 @@
 //! Netlink requests from synchronous code: one short-lived connection on a thread inside the namespace.
 
-use std::fs;
-
 use anyhow::Context;
 use hostnet::kernel::{Kernel, LinkSettings};
 use hostnet::netns::NetNs;
+use hostnet::{Errno, sysctl};
 
 /// Runs `work` on a thread inside the namespace with a connection to its network state.
 pub(super) fn in_namespace<T: Send>(
@@ -28,17 +27,13 @@ pub(super) fn settle(namespace: &NetNs, sysctls: &[(&str, &str)]) -> anyhow::Res
         ("net/ipv6/conf/default/accept_dad", "0"),
         ("net/ipv6/conf/default/accept_ra", "0"),
     ];
-    let write = || {
-        for (name, value) in EVERYWHERE.iter().chain(sysctls) {
-            let path = format!("/proc/sys/{name}");
-            // A kernel without IPv6 has no such file; what needs IPv6 fails with a better message.
-            if fs::exists(&path)? {
-                fs::write(&path, value).with_context(|| format!("write {value} to {path}"))?;
-            }
-        }
-        anyhow::Ok(())
-    };
-    namespace.run("lab-sysctl", write)??;
+    namespace.run("lab-sysctl", || {
+        EVERYWHERE.iter().chain(sysctls).try_for_each(|(name, value)| match sysctl::set(name, value) {
+            // A kernel without IPv6 has no such setting; what needs IPv6 fails with a better message.
+            Err(error) if error.errno == Errno::ENOENT => Ok(()),
+            outcome => outcome,
+        })
+    })??;
     in_namespace(namespace, async |kernel: Kernel| {
         Ok(kernel.set_link("lo", &LinkSettings { up: Some(true), ..LinkSettings::default() }).await?)
     })

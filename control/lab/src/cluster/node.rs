@@ -7,13 +7,16 @@ use anyhow::{Context, bail};
 use hostnet::kernel::{Kernel, LinkSettings};
 use hostnet::netns::NetNs;
 use hostnet::state::Route;
+use hostnet::subnet_env::SubnetEnv;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
 
 use super::netlink::{in_namespace, settle};
 use super::process::Process;
 use super::resident::Resident;
-use super::{GATEWAY_V4, GATEWAY_V6, LinkModel, Plan, letter, offloads, underlay_addresses};
+use crate::traffic::Path;
+
+use super::{GATEWAY_V4, GATEWAY_V6, LinkModel, Plan, await_links, letter, offloads, underlay_addresses};
 
 /// The device of a node on the underlay, and of a pod.
 pub const DEVICE: &str = "eth0";
@@ -59,6 +62,12 @@ pub struct PodNetwork {
     pub subnets: Vec<IpNet>,
     /// MTU of pods and of the bridge, in bytes.
     pub mtu: u32,
+}
+
+impl From<&SubnetEnv> for PodNetwork {
+    fn from(env: &SubnetEnv) -> Self {
+        Self { subnets: env.subnets.clone(), mtu: env.mtu }
+    }
 }
 
 impl Node {
@@ -111,6 +120,20 @@ impl Node {
     /// Its IPv6 address on the underlay.
     pub fn v6(&self) -> Option<Ipv6Addr> {
         self.v6
+    }
+
+    /// Its addresses on the underlay.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+
+    /// Its address of the subnet's family, by which the subnet is reached.
+    pub(super) fn address_for(&self, subnet: &IpNet) -> anyhow::Result<IpAddr> {
+        let address = match subnet {
+            IpNet::V4(_) => self.v4.map(IpAddr::V4),
+            IpNet::V6(_) => self.v6.map(IpAddr::V6),
+        };
+        address.with_context(|| format!("{} has no address of the family of {subnet}", self.name))
     }
 
     /// Its pods, in the order they were added.
@@ -171,6 +194,7 @@ impl Node {
             }
             Ok(())
         })?;
+        await_links(&namespace, gateways.iter().map(IpNet::addr)).context("reach the bridge")?;
         Ok(Pod { resident: Resident::start(namespace, &name)?, name, nets })
     }
 }
@@ -199,6 +223,16 @@ impl Pod {
     /// Its IPv6 address.
     pub fn v6(&self) -> Option<IpAddr> {
         self.addresses().find(IpAddr::is_ipv6)
+    }
+
+    /// The path to another pod over IPv4, for [`crate::traffic`]; `None` where that pod has no IPv4 address.
+    pub fn path_v4<'a>(&'a self, to: &'a Self) -> Option<Path<'a>> {
+        Some(Path { from: self.namespace(), to: to.namespace(), address: to.v4()? })
+    }
+
+    /// The same over IPv6.
+    pub fn path_v6<'a>(&'a self, to: &'a Self) -> Option<Path<'a>> {
+        Some(Path { from: self.namespace(), to: to.namespace(), address: to.v6()? })
     }
 
     pub(super) fn has_family_of(&self, address: IpAddr) -> bool {

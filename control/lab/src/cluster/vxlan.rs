@@ -4,12 +4,12 @@
 //! permanent neighbour (base address → MAC), a forwarding entry (MAC → node address) and a route by the base address,
 //! marked onlink because no address of the device covers it. The device has its own base address as /32 or /128.
 
-use std::fs;
 use std::net::IpAddr;
 
 use anyhow::{Context, bail};
 use hostnet::kernel::{Kernel, LinkSettings, Vxlan};
 use hostnet::state::{FdbEntry, Neighbour, Route};
+use hostnet::sysctl;
 use ipnet::IpNet;
 
 use super::netlink::in_namespace;
@@ -83,10 +83,8 @@ impl Node {
                     ..Vxlan::new(device.as_str(), settings.vni, settings.port)
                 })
                 .await?;
-            let accept_ra = format!("/proc/sys/net/ipv6/conf/{device}/accept_ra");
-            if fs::exists(&accept_ra)? {
-                fs::write(&accept_ra, "0").with_context(|| format!("write {accept_ra}"))?;
-            }
+            // Refused on a kernel without IPv6, where no router advertisement comes either.
+            sysctl::set(&format!("net/ipv6/conf/{device}/accept_ra"), "0").ok();
             let (base, host) = (own.subnet.network(), own.subnet.max_prefix_len());
             kernel.add_address(&device, IpNet::new(base, host)?).await?;
             kernel.set_link(&device, &LinkSettings { up: Some(true), ..LinkSettings::default() }).await?;
@@ -117,18 +115,11 @@ impl Cluster {
         settings: &KernelVxlan,
         subnets: &[Vec<IpNet>],
     ) -> anyhow::Result<Vec<PodNetwork>> {
-        if subnets.len() != self.nodes().len() {
-            bail!("{} nodes, but subnets for {}", self.nodes().len(), subnets.len());
-        }
+        self.check_subnets(subnets)?;
         let mut ends = Vec::new();
         for (index, (node, subnets)) in self.nodes().iter().zip(subnets).enumerate() {
             for subnet in subnets {
-                let public = match subnet {
-                    IpNet::V4(_) => node.v4().map(IpAddr::V4),
-                    IpNet::V6(_) => node.v6().map(IpAddr::V6),
-                };
-                let public =
-                    public.with_context(|| format!("{} has no address for {subnet}", node.name()))?;
+                let public = node.address_for(subnet)?;
                 let kind = if public.is_ipv4() { 4 } else { 6 };
                 // MOST_NODES fits a byte. The first byte marks the address as locally administered.
                 ends.push((

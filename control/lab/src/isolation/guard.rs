@@ -16,16 +16,12 @@ use super::{GUARD_VARIABLE, IsolateError, unshare_as_allowed};
 pub(super) fn start_and_watch(marker: &str) -> Result<ExitCode, IsolateError> {
     let failed = |what| move |source: std::io::Error| IsolateError::Guard { what, source };
     // Blocked from here on, so that none is lost between the start of the copy and the first read.
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signals.add(signal);
-    }
+    let signals = watched_signals();
     signals.thread_block().map_err(|errno| failed("block signals")(errno.into()))?;
     let incoming = SignalFd::new(&signals).map_err(|errno| failed("open a signalfd")(errno.into()))?;
 
     // The guard keeps its mounts: it reads the machine's /proc, while the copy mounts one of its own.
     unshare_as_allowed(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET, "pid, net")?;
-    // std gives the child an empty signal mask.
     let mut copy = Command::new("/proc/self/exe")
         .arg0(marker)
         .args(std::env::args_os().skip(1))
@@ -33,6 +29,11 @@ pub(super) fn start_and_watch(marker: &str) -> Result<ExitCode, IsolateError> {
         .spawn()
         .map_err(failed("start this program again inside its namespaces (/proc/self/exe)"))?;
     watch(&mut copy, &incoming).map_err(failed("wait for the process inside the namespaces"))
+}
+
+/// The signals that the guard reads. Blocked in it, and so at first in the copy that it starts.
+pub(super) fn watched_signals() -> SigSet {
+    [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
 }
 
 fn watch(copy: &mut Child, incoming: &SignalFd) -> std::io::Result<ExitCode> {

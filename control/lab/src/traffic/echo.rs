@@ -71,6 +71,12 @@ pub fn udp_round_trips(
 ) -> anyhow::Result<RttReport> {
     let payload = payload.max(8);
     with_udp_echo(path, |socket| {
+        // The first datagram of a path waits for neighbours to be found; it is not measured.
+        for _ in 0..TRIES {
+            if exchange(socket, b"wake up!", &mut [0; 9], |got| got == b"wake up!")?.is_some() {
+                break;
+            }
+        }
         let mut samples = Vec::with_capacity(count);
         let mut lost = 0;
         let mut answer = vec![0; payload + 1];

@@ -72,7 +72,8 @@ pub struct UdpReport {
 ///
 /// # Errors
 ///
-/// When sockets cannot be made, or sending fails for another reason than a full queue.
+/// When sockets cannot be made, sending fails for another reason than a full queue, or no datagram at all gets through
+/// within a few seconds before the flood begins.
 pub fn flood(path: Path<'_>, plan: &Flood) -> anyhow::Result<UdpReport> {
     let segments = usize::from(plan.segments.unwrap_or(1));
     if plan.flows == 0
@@ -107,6 +108,9 @@ pub fn flood(path: Path<'_>, plan: &Flood) -> anyhow::Result<UdpReport> {
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
 
+    if let Some(first) = senders.first() {
+        wake_path(first, &receiver, plan.payload).with_context(|| format!("send UDP to {at}"))?;
+    }
     let sending_ended = AtomicBool::new(false);
     let received = AtomicU64::new(0);
     let wrong_size = AtomicU64::new(0);
@@ -141,6 +145,23 @@ pub fn flood(path: Path<'_>, plan: &Flood) -> anyhow::Result<UdpReport> {
         loss: if sent == 0 { 0.0 } else { 1.0 - received as f64 / sent as f64 },
         cpu,
     })
+}
+
+/// Gets one datagram through before the flood: neighbours on the way are asked for by packets that a flood would push out
+/// of the queues, and then nothing passes for a second.
+fn wake_path(sender: &UdpSocket, receiver: &UdpSocket, payload: usize) -> anyhow::Result<()> {
+    let datagram = vec![0; payload];
+    let mut buffer = vec![0; payload + 1];
+    for _ in 0..100 {
+        // An error here is an ICMP message about an earlier try; the last word is whether something arrives.
+        sender.send(&datagram).ok();
+        if receiver.recv(&mut buffer).is_ok() {
+            // More tries than one may be on the way.
+            while receiver.recv(&mut buffer).is_ok() {}
+            return Ok(());
+        }
+    }
+    bail!("no datagram of {payload} bytes arrived in 5 seconds: the path is closed or loses them all")
 }
 
 /// Asks for a large buffer; a flood that overruns a small one would measure the buffer.

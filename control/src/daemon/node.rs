@@ -1,0 +1,433 @@
+//! The running node: its lease, the leases of the others, its engines, and the host it keeps in shape.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use anyhow::{Context, bail};
+use dataplane::{Engine, EngineEvent, EngineHandle};
+use dataplane_core::{Counters, OverlayMtu};
+use hostnet::kernel::{Kernel, LinkSettings, Watch};
+use hostnet::reconcile::{Outcome, converge};
+use hostnet::subnet_env::SubnetEnv;
+
+use super::own_lease::{OwnLease, own_lease};
+use super::start::open_engine;
+use crate::backend::{Backend, Tunnel};
+use crate::lease::{Lease, LeaseChange, LeaseSet, LeaseUpdate, Subnet};
+use crate::plan::{Peers, Plan, Refusal};
+use crate::settings::Settings;
+use crate::store::{LeaseStore, StoreError};
+use crate::underlay::Underlay;
+
+/// The TUN ring holds this many packets of up to 64 KiB. The kernel's 500 overflow in a burst without a trace; far more
+/// would only be delay.
+const TX_QUEUE_LEN: u32 = 1000;
+
+/// A running node.
+pub struct Node {
+    settings: Settings,
+    kernel: Kernel,
+    /// `None` when the kernel's notifications ended; the tick remains.
+    watch: Option<Watch>,
+    underlay: Underlay,
+    underlay_is_there: bool,
+    backend: Backend,
+    own: Lease,
+    leases: LeaseSet,
+    carriers: Vec<Carrier>,
+    refused: BTreeMap<Subnet, Refusal>,
+    /// The last trouble with the host that was said.
+    trouble: Option<String>,
+    /// The leases changed since the host was last put in shape, so differences are expected.
+    changed: bool,
+    env_trouble: Option<String>,
+    env_is_written: bool,
+}
+
+/// A tunnel and the engine that carries it.
+pub(super) struct Carrier {
+    tunnel: Tunnel,
+    engine: State,
+    published: Option<Peers>,
+}
+
+enum State {
+    /// The device is there and has yet to get its address.
+    Open(Engine),
+    Running(EngineHandle),
+    /// It ended; the next look opens it again.
+    Ended,
+}
+
+impl Carrier {
+    pub(super) fn open(tunnel: Tunnel, engine: Engine) -> Self {
+        Self { tunnel, engine: State::Open(engine), published: None }
+    }
+
+    /// Starts the engine if its device is ready, or gives it the new peers.
+    fn provide(&mut self, peers: &Peers) -> anyhow::Result<()> {
+        if self.published.as_ref() == Some(peers) {
+            return Ok(());
+        }
+        let table = peers.table()?;
+        match std::mem::replace(&mut self.engine, State::Ended) {
+            State::Open(engine) => self.engine = State::Running(engine.start(table)?),
+            State::Running(handle) => {
+                handle.publish(table);
+                self.engine = State::Running(handle);
+            }
+            State::Ended => return Ok(()),
+        }
+        self.published = Some(peers.clone());
+        Ok(())
+    }
+}
+
+impl Node {
+    pub(super) fn new(
+        settings: Settings,
+        (kernel, watch): (Kernel, Watch),
+        underlay: Underlay,
+        backend: Backend,
+        own: Lease,
+        leases: LeaseSet,
+        carriers: Vec<Carrier>,
+    ) -> Self {
+        Self {
+            settings,
+            kernel,
+            watch: Some(watch),
+            underlay,
+            underlay_is_there: true,
+            backend,
+            own,
+            leases,
+            carriers,
+            refused: BTreeMap::new(),
+            trouble: None,
+            changed: true,
+            env_trouble: None,
+            env_is_written: false,
+        }
+    }
+
+    /// The first time: devices get their addresses and routes, then the engines run, then subnet.env says so.
+    pub(super) async fn bring_up(&mut self) -> anyhow::Result<()> {
+        self.prepare_devices().await?;
+        let outcome = self.converge().await;
+        if let Some((change, error)) = outcome.failed.first() {
+            bail!("cannot set up the overlay's device: {change}: {error}");
+        }
+        if let Some(error) = outcome.unread {
+            return Err(error.into());
+        }
+        self.provide_peers()?;
+        self.write_subnet_env();
+        tracing::info!(
+            subnet = %self.own.subnet,
+            backend = self.backend.tunnels().iter().map(|tunnel| tunnel.device.as_str()).collect::<Vec<_>>().join(" and "),
+            mtu = self.backend.mtu().map(OverlayMtu::get),
+            peers = self.leases.len(),
+            "flannel is ready"
+        );
+        Ok(())
+    }
+
+    /// Settings of the devices that are wanted before they are up: the kernel sizes the ring then, and makes IPv6
+    /// link-local addresses that nobody needs on a TUN device.
+    async fn prepare_devices(&self) -> anyhow::Result<()> {
+        for carrier in self.carriers.iter().filter(|carrier| matches!(carrier.engine, State::Open(_))) {
+            let device = &carrier.tunnel.device;
+            let ring = LinkSettings { tx_queue_len: Some(TX_QUEUE_LEN), ..LinkSettings::default() };
+            self.kernel.set_link(device, &ring).await?;
+            let quiet = LinkSettings { addr_gen_none: true, ..LinkSettings::default() };
+            if let Err(error) = self.kernel.set_link(device, &quiet).await {
+                // A kernel without IPv6 has no such setting, and needs none.
+                tracing::debug!(device, %error, "IPv6 link-local addresses are left on");
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the host and puts it in shape; what cannot be done is said once and tried again at the next call.
+    pub(super) async fn reconcile(&mut self) -> anyhow::Result<()> {
+        self.reopen_engines().await?;
+        // Peers before routes: a packet that a new route brings finds its peer.
+        self.provide_peers_to_running()?;
+        let outcome = self.converge().await;
+        if outcome.unread.is_none() {
+            self.provide_peers()?;
+        }
+        self.report(&outcome);
+        self.changed = false;
+        self.write_subnet_env();
+        match self.kernel.links().await {
+            Ok(links) => {
+                self.underlay_is_there = links.iter().any(|link| link.index == self.underlay.index);
+            }
+            Err(error) => tracing::debug!(%error, "cannot look for the underlay's interface"),
+        }
+        Ok(())
+    }
+
+    /// Waits until the kernel tells that something about our devices or the underlay's changed.
+    pub(super) async fn host_changed(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            if let Some(noticed) = watch.next().await {
+                tracing::debug!(?noticed, "the kernel told of changes");
+                return;
+            }
+            tracing::warn!("the kernel's notifications ended; looking at intervals");
+            self.watch = None;
+        }
+        std::future::pending().await
+    }
+
+    async fn converge(&mut self) -> Outcome {
+        let plan = self.plan();
+        converge(&self.kernel, &Plan::scope(&self.backend), &plan.host).await
+    }
+
+    fn plan(&mut self) -> Plan {
+        let plan = self.backend.plan(&self.own, &self.leases);
+        for (subnet, why) in &plan.refused {
+            if self.refused.get(subnet) != Some(why) {
+                tracing::warn!(%subnet, %why, "a lease is not used");
+            }
+        }
+        self.refused.clone_from(&plan.refused);
+        plan
+    }
+
+    fn provide_peers(&mut self) -> anyhow::Result<()> {
+        let plan = self.plan();
+        for (carrier, peers) in self.carriers.iter_mut().zip(&plan.peers) {
+            carrier.provide(peers).with_context(|| format!("run the engine on {}", carrier.tunnel.device))?;
+        }
+        Ok(())
+    }
+
+    fn provide_peers_to_running(&mut self) -> anyhow::Result<()> {
+        let plan = self.plan();
+        for (carrier, peers) in self.carriers.iter_mut().zip(&plan.peers) {
+            if matches!(carrier.engine, State::Running(_)) {
+                carrier.provide(peers)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, outcome: &Outcome) {
+        for change in &outcome.applied {
+            if self.changed {
+                tracing::debug!("{change}");
+            } else {
+                tracing::warn!("somebody had changed what is ours, put right: {change}");
+            }
+        }
+        let trouble = (!outcome.is_settled()).then(|| outcome.to_string());
+        if trouble == self.trouble {
+            return;
+        }
+        match &trouble {
+            Some(trouble) => tracing::warn!("the host is not as it should be, trying again: {trouble}"),
+            None => tracing::info!("the host is as it should be again"),
+        }
+        self.trouble = trouble;
+    }
+
+    /// Writes subnet.env until it is written; a full disk or a missing directory is said once.
+    fn write_subnet_env(&mut self) {
+        if self.env_is_written && self.settings.subnet_file.exists() {
+            return;
+        }
+        let env = SubnetEnv {
+            networks: self.backend.tunnels().iter().map(|tunnel| tunnel.network).collect(),
+            subnets: self.own.subnet.nets().collect(),
+            mtu: self.backend.mtu().map_or(0, |mtu| mtu.get().into()),
+            ip_masq: self.settings.ip_masq,
+        };
+        match env.write(&self.settings.subnet_file) {
+            Ok(()) => {
+                tracing::info!("Wrote subnet file to {}", self.settings.subnet_file.display());
+                self.env_is_written = true;
+                self.env_trouble = None;
+            }
+            Err(error) => {
+                let trouble = error.to_string();
+                if self.env_trouble.as_ref() != Some(&trouble) {
+                    tracing::warn!("pods get no network until this works, trying again: {trouble}");
+                    self.env_trouble = Some(trouble);
+                }
+            }
+        }
+    }
+
+    /// What an update says about our own lease.
+    pub(super) fn own_state(&self, update: &LeaseUpdate) -> OwnLease {
+        own_lease(&self.own, update)
+    }
+
+    /// Acts on it: takes over a new end, publishes again, or ends because the lease is lost.
+    pub(super) async fn heed(&mut self, store: &impl LeaseStore, own: OwnLease) -> anyhow::Result<()> {
+        match own {
+            OwnLease::Unchanged => Ok(()),
+            OwnLease::Moved(expires) => {
+                self.own.expires = expires;
+                Ok(())
+            }
+            OwnLease::Republish => {
+                tracing::warn!(subnet = %self.own.subnet, "our lease was deleted or overwritten; publishing it again");
+                self.renew(store).await
+            }
+            OwnLease::Lost(theirs) => match theirs.attrs.owner() {
+                Some(owner) => {
+                    let (subnet, theirs) = (self.own.subnet, theirs.subnet);
+                    Err(StoreError::Lost { subnet, owner, theirs }.into())
+                }
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Takes an update of the leases in.
+    pub(super) fn apply(&mut self, update: LeaseUpdate) {
+        for change in self.leases.apply(update) {
+            self.changed = true;
+            match change {
+                LeaseChange::Joined(lease) => tracing::info!(
+                    subnet = %lease.subnet, node = lease.attrs.owner().map(tracing::field::display), "a node joined"
+                ),
+                LeaseChange::Changed { to: lease, .. } => tracing::info!(
+                    subnet = %lease.subnet, node = lease.attrs.owner().map(tracing::field::display), "a node changed"
+                ),
+                LeaseChange::Left(lease) => tracing::info!(
+                    subnet = %lease.subnet, node = lease.attrs.owner().map(tracing::field::display), "a node left"
+                ),
+                LeaseChange::Renewed(lease) => {
+                    tracing::debug!(subnet = %lease.subnet, "a node renewed its lease")
+                }
+            }
+        }
+    }
+
+    /// The lease ends within the margin.
+    pub(super) fn renewal_is_due(&self, now: SystemTime) -> bool {
+        self.own.expires.is_some_and(|end| end <= now + self.settings.renew_margin)
+    }
+
+    /// Renews the lease. That it is lost is an error; that the store cannot be reached is said and tried again.
+    pub(super) async fn renew(&mut self, store: &impl LeaseStore) -> anyhow::Result<()> {
+        match store.renew(&self.own).await {
+            Ok(lease) => {
+                tracing::info!(subnet = %lease.subnet, reservation = lease.expires.is_none(), "Lease renewed");
+                self.own = lease;
+                Ok(())
+            }
+            Err(lost @ StoreError::Lost { .. }) => Err(lost.into()),
+            Err(error) => {
+                tracing::warn!(%error, "cannot renew the lease, trying again");
+                Ok(())
+            }
+        }
+    }
+
+    /// Says what the engines told. An engine that ended is opened again: a deleted device is one more difference
+    /// between what is and what should be.
+    pub(super) async fn heed_engines(&mut self) -> anyhow::Result<()> {
+        let mut ended = false;
+        for carrier in &mut self.carriers {
+            let State::Running(handle) = &carrier.engine else { continue };
+            let mut gone = false;
+            for event in handle.events().try_iter() {
+                let device = &carrier.tunnel.device;
+                gone |= matches!(event, EngineEvent::DeviceGone { .. } | EngineEvent::SocketFailed { .. });
+                tracing::warn!(device, "{event}");
+            }
+            if gone {
+                carrier.engine = State::Ended;
+                carrier.published = None;
+                ended = true;
+            }
+        }
+        if ended {
+            self.reconcile().await?;
+        }
+        Ok(())
+    }
+
+    async fn reopen_engines(&mut self) -> anyhow::Result<()> {
+        let mut opened = false;
+        for carrier in &mut self.carriers {
+            if matches!(carrier.engine, State::Ended) {
+                let engine = open_engine(&self.settings, &self.kernel, &carrier.tunnel).await?;
+                carrier.engine = State::Open(engine);
+                opened = true;
+                self.changed = true;
+                tracing::info!(device = carrier.tunnel.device, "made the device again");
+            }
+        }
+        if opened {
+            self.prepare_devices().await?;
+        }
+        Ok(())
+    }
+
+    /// The underlay's interface is still there.
+    pub(super) fn has_underlay(&self) -> bool {
+        self.underlay_is_there
+    }
+
+    /// Its name.
+    pub(super) fn underlay_device(&self) -> &str {
+        &self.underlay.device
+    }
+
+    /// Stops the engines; their devices and routes go with them. subnet.env and the lease stay.
+    pub(super) fn stop(self) {
+        for carrier in self.carriers {
+            let State::Running(handle) = carrier.engine else { continue };
+            match handle.stop() {
+                Ok(counters) => {
+                    tracing::info!(device = carrier.tunnel.device, "stopped: {}", sums(&counters))
+                }
+                Err(error) => tracing::warn!(device = carrier.tunnel.device, %error, "stopped"),
+            }
+        }
+    }
+}
+
+/// The counters in one line, drops by reason.
+fn sums(counters: &Counters) -> String {
+    let direction = |name: &str, verb: &str, d: &dataplane_core::counters::Direction| {
+        let drops: Vec<String> = d.drops().map(|(reason, count)| format!(", {reason} {count}")).collect();
+        format!(
+            "{name} {} packets, {verb} {} ({} bytes){}",
+            d.packets,
+            d.passed,
+            d.passed_bytes,
+            drops.concat()
+        )
+    };
+    format!("{}; {}", direction("rx", "delivered", &counters.rx), direction("tx", "sent", &counters.tx))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dataplane_core::DropReason;
+
+    #[test]
+    fn the_last_line_accounts_for_every_packet() {
+        let mut counters = Counters::default();
+        counters.rx.take(10, 1000);
+        counters.rx.pass(7, 700);
+        counters.rx.drop(DropReason::UnknownPeer, 3);
+        counters.tx.take(2, 200);
+        counters.tx.pass(2, 200);
+        assert_eq!(
+            sums(&counters),
+            "rx 10 packets, delivered 7 (700 bytes), unknown_peer 3; tx 2 packets, sent 2 (200 bytes)"
+        );
+    }
+}

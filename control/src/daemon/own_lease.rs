@@ -1,0 +1,79 @@
+//! What a lease update says about our own lease. Pure.
+
+use std::time::SystemTime;
+
+use crate::lease::{Lease, LeaseUpdate};
+
+/// The state of our lease as the store tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum OwnLease {
+    /// Nothing was said, or nothing new.
+    Unchanged,
+    /// It is ours, and its end moved: `None` made a reservation of it.
+    Moved(Option<SystemTime>),
+    /// It is not there, or somebody overwrote what we publish: publish it again.
+    Republish,
+    /// Somebody else has it.
+    Lost(Lease),
+}
+
+/// Compares `update` with the lease we hold.
+pub(super) fn own_lease(own: &Lease, update: &LeaseUpdate) -> OwnLease {
+    let found = match update {
+        LeaseUpdate::Snapshot(all) => all.iter().find(|lease| lease.subnet == own.subnet),
+        LeaseUpdate::Upsert(lease) if lease.subnet == own.subnet => Some(lease),
+        LeaseUpdate::Remove(subnet) if *subnet == own.subnet => None,
+        LeaseUpdate::Upsert(_) | LeaseUpdate::Remove(_) => return OwnLease::Unchanged,
+    };
+    match found {
+        None => OwnLease::Republish,
+        Some(lease) if lease.attrs.owner() != own.attrs.owner() => OwnLease::Lost(lease.clone()),
+        Some(lease) if lease.attrs != own.attrs => OwnLease::Republish,
+        Some(lease) if lease.expires != own.expires => OwnLease::Moved(lease.expires),
+        Some(_) => OwnLease::Unchanged,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::{BackendData, Key, LeaseAttrs};
+    use std::time::{Duration, UNIX_EPOCH};
+
+    fn lease(third: u8, host: u8) -> Lease {
+        Lease {
+            subnet: format!("10.5.{third}.0-24").parse::<Key>().unwrap().0,
+            attrs: LeaseAttrs {
+                public_ip: Some([192, 0, 2, host].into()),
+                public_ipv6: None,
+                backend: BackendData::Udp,
+            },
+            expires: Some(UNIX_EPOCH + Duration::from_secs(100)),
+        }
+    }
+
+    #[test]
+    fn the_own_lease_is_watched() {
+        let own = lease(1, 1);
+        let other = lease(2, 2);
+        let snapshot = |leases: &[&Lease]| LeaseUpdate::Snapshot(leases.iter().copied().cloned().collect());
+        let moved = Lease { expires: None, ..own.clone() };
+        let stolen = lease(1, 9);
+        let overwritten = Lease {
+            attrs: LeaseAttrs { public_ipv6: Some("fd00::1".parse().unwrap()), ..own.attrs.clone() },
+            ..own.clone()
+        };
+        for (update, expected) in [
+            (snapshot(&[&own, &other]), OwnLease::Unchanged),
+            (snapshot(&[&other]), OwnLease::Republish),
+            (snapshot(&[&stolen]), OwnLease::Lost(stolen.clone())),
+            (snapshot(&[&moved]), OwnLease::Moved(None)),
+            (LeaseUpdate::Upsert(other.clone()), OwnLease::Unchanged),
+            (LeaseUpdate::Upsert(overwritten), OwnLease::Republish),
+            (LeaseUpdate::Remove(other.subnet), OwnLease::Unchanged),
+            (LeaseUpdate::Remove(own.subnet), OwnLease::Republish),
+        ] {
+            assert_eq!(own_lease(&own, &update), expected, "{update:?}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The bodies of the fuzz targets. One function has three callers: the fuzzer, the replay of the corpus, a property test.
+//!
+//! Each panics where a promise is broken, and only there.
+
+use hostnet::subnet_env::{Previous, SubnetEnv};
+
+use crate::flags::RawFlags;
+use crate::lease::{parse_value, print_value};
+use crate::network::NetworkConfig;
+use crate::settings::Settings;
+
+/// `net-conf.json`: an accepted configuration has pools that hold together; a refused one says where.
+pub fn net_conf(data: &[u8]) {
+    match NetworkConfig::parse(data) {
+        Ok(config) => {
+            assert!(config.pools().next().is_some(), "a configuration without a pool");
+            for pool in config.pools() {
+                assert_eq!(pool.nth(0), Some(pool.first()));
+                assert_eq!(pool.nth(pool.count() - 1), Some(pool.last()));
+                assert!(pool.holds(&pool.first()) && pool.holds(&pool.last()));
+                assert_eq!(pool.indices(&pool.network()), Some(0..=pool.count() - 1));
+            }
+        }
+        Err(remark) => {
+            assert!(remark.at.line >= 1 && remark.at.column >= 1 && !remark.text.is_empty());
+        }
+    }
+}
+
+/// A lease file: what is accepted survives print and parse.
+pub fn lease_file(data: &[u8]) {
+    let Ok((attrs, expires)) = parse_value(data) else { return };
+    let text = print_value(&attrs, expires);
+    assert_eq!(parse_value(text.as_bytes()).as_ref(), Ok(&(attrs, expires)), "{text}");
+}
+
+/// `subnet.env`: what is accepted survives print and parse; the lenient reader takes anything.
+pub fn subnet_env(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let previous = Previous::parse(&text);
+    assert!(previous.subnets.len() <= 2 && previous.networks.len() <= 2);
+    let Ok(env) = SubnetEnv::parse(&text) else { return };
+    assert_eq!(SubnetEnv::parse(&env.to_string()).as_ref(), Ok(&env), "{env}");
+}
+
+/// The command line, one word a line; lines that begin with `FLANNELD_` are variables.
+pub fn flags(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let (variables, words): (Vec<&str>, Vec<&str>) =
+        text.lines().partition(|line| line.starts_with("FLANNELD_"));
+    let variables = variables.iter().filter_map(|line| line.split_once('='));
+    let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let error = match RawFlags::parse(words.into_iter().map(str::to_owned), environment) {
+        Ok(flags) => Settings::settle(&flags).err().map(|error| error.to_string()),
+        Err(error) => Some(error.to_string()),
+    };
+    assert!(error != Some(String::new()), "an error without a word");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_break_a_promise(data in proptest::collection::vec(any::<u8>(), 0..300)) {
+            net_conf(&data);
+            lease_file(&data);
+            subnet_env(&data);
+            flags(&data);
+        }
+
+        #[test]
+        fn no_words_break_a_promise(
+            data in "([{}:,\"]|Network|Backend|Type|PublicIP|FLANNEL_SUBNET=|FLANNELD_V=|--v=|10[.]5[.]0[.]0/16|vxlan|[0-9]{1,3}|\n){0,20}",
+        ) {
+            net_conf(data.as_bytes());
+            lease_file(data.as_bytes());
+            subnet_env(data.as_bytes());
+            flags(data.as_bytes());
+        }
+    }
+}
