@@ -31,7 +31,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use hostnet::kernel::{Kernel, LinkSettings};
 use hostnet::netns::NetNs;
-use serde::Serialize;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 pub use node::{Node, Pod, PodNetwork};
 pub use process::Process;
@@ -69,7 +70,7 @@ pub enum Wiring {
 }
 
 /// How the underlay treats large packets. Figures of the two are not comparable with each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkModel {
     /// veth as it comes: packets of 64 KiB cross uncut, as between containers of one host.
@@ -192,6 +193,13 @@ impl Cluster {
     /// All pods of all nodes, in order.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.nodes.iter().flat_map(Node::pods)
+    }
+
+    fn check_subnets(&self, subnets: &[Vec<IpNet>]) -> anyhow::Result<()> {
+        if subnets.len() != self.nodes.len() {
+            bail!("{} nodes, but subnets for {}", self.nodes.len(), subnets.len());
+        }
+        Ok(())
     }
 
     /// Pings every address of every pod from every other pod that has an address of the family. Pods ask at the same

@@ -1,7 +1,7 @@
 //! Tests in a private network each: a harness for whole test binaries, and a wrapper for single `#[test]` functions.
 //!
 //! A binary with `harness = false` whose `main` calls [`harness`] needs no root where the machine lets users make user
-//! namespaces: its `main` still has a single thread when it unshares. Inside `#[test]` that moment is over, so [`test`]
+//! namespaces: its `main` still has a single thread when it unshares. Inside `#[test]` that moment is over, so [`test()`]
 //! needs root. Both skip aloud where they cannot run.
 
 use std::fmt;
@@ -113,6 +113,8 @@ fn trial(case: Case, refused: Option<&IsolateError>) -> Trial {
 /// Runs the body of a `#[test]` on a thread in an empty network namespace of its own; skips aloud where the machine
 /// does not let this process make one. A failure is a panic.
 ///
+/// Unlike under a [`harness`], processes that the body starts outlive a `kill -9` of the test binary.
+///
 /// # Panics
 ///
 /// When the body fails or panics.
@@ -139,4 +141,33 @@ fn play(name: &str, body: impl FnOnce(&Scene) -> anyhow::Result<()> + Send) -> a
 #[expect(clippy::print_stderr, reason = "a test that did not run says so where the person running it looks")]
 fn say_skipped(name: &str, reason: &str) {
     eprintln!("skipped: {name}: {reason}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::panic::catch_unwind;
+
+    use anyhow::bail;
+    use hostnet::netns::NetNs;
+
+    #[test]
+    fn a_test_gets_an_empty_network_and_a_directory() {
+        super::test("a_test_gets_an_empty_network_and_a_directory", |scene| {
+            let devices = fs::read_to_string("/proc/thread-self/net/dev")?;
+            let names: Vec<&str> =
+                devices.lines().skip(2).filter_map(|line| line.split(':').next()).collect();
+            assert_eq!(names.iter().map(|name| name.trim()).collect::<Vec<_>>(), ["lo"]);
+            assert_eq!(fs::read_dir(scene.dir())?.count(), 0);
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn a_failure_is_a_panic_and_a_skip_is_none() {
+        if NetNs::new().is_ok() {
+            assert!(catch_unwind(|| super::test("fails on purpose", |_| bail!("on purpose"))).is_err());
+        }
+        super::test("skips on purpose", |_| Err(super::skip("on purpose")));
+    }
 }

@@ -14,6 +14,8 @@ use serde::Serialize;
 use super::netlink::{in_namespace, settle};
 use super::process::Process;
 use super::resident::Resident;
+use crate::traffic::Path;
+
 use super::{GATEWAY_V4, GATEWAY_V6, LinkModel, Plan, await_links, letter, offloads, underlay_addresses};
 
 /// The device of a node on the underlay, and of a pod.
@@ -125,6 +127,15 @@ impl Node {
         self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
     }
 
+    /// Its address of the subnet's family, by which the subnet is reached.
+    pub(super) fn address_for(&self, subnet: &IpNet) -> anyhow::Result<IpAddr> {
+        let address = match subnet {
+            IpNet::V4(_) => self.v4.map(IpAddr::V4),
+            IpNet::V6(_) => self.v6.map(IpAddr::V6),
+        };
+        address.with_context(|| format!("{} has no address of the family of {subnet}", self.name))
+    }
+
     /// Its pods, in the order they were added.
     pub fn pods(&self) -> &[Pod] {
         &self.pods
@@ -212,6 +223,16 @@ impl Pod {
     /// Its IPv6 address.
     pub fn v6(&self) -> Option<IpAddr> {
         self.addresses().find(IpAddr::is_ipv6)
+    }
+
+    /// The path to another pod over IPv4, for [`crate::traffic`]; `None` where that pod has no IPv4 address.
+    pub fn path_v4<'a>(&'a self, to: &'a Self) -> Option<Path<'a>> {
+        Some(Path { from: self.namespace(), to: to.namespace(), address: to.v4()? })
+    }
+
+    /// The same over IPv6.
+    pub fn path_v6<'a>(&'a self, to: &'a Self) -> Option<Path<'a>> {
+        Some(Path { from: self.namespace(), to: to.namespace(), address: to.v6()? })
     }
 
     pub(super) fn has_family_of(&self, address: IpAddr) -> bool {

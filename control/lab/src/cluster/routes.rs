@@ -1,8 +1,6 @@
 //! Pod subnets by plain routes to the nodes' addresses: no tunnel, the ceiling that every overlay is measured against.
 
-use std::net::IpAddr;
-
-use anyhow::{Context, bail};
+use anyhow::Context;
 use hostnet::kernel::Kernel;
 use hostnet::state::Route;
 use ipnet::IpNet;
@@ -19,20 +17,13 @@ impl Cluster {
     ///
     /// When a subnet's family is not the underlay's, or the kernel refuses a route.
     pub fn host_routes(&self, subnets: &[Vec<IpNet>]) -> anyhow::Result<Vec<PodNetwork>> {
-        if subnets.len() != self.nodes().len() {
-            bail!("{} nodes, but subnets for {}", self.nodes().len(), subnets.len());
-        }
+        self.check_subnets(subnets)?;
         for (here, node) in self.nodes().iter().enumerate() {
             let mut routes = Vec::new();
             for (there, subnets) in subnets.iter().enumerate().filter(|(there, _)| *there != here) {
                 let peer = &self.nodes()[there];
                 for subnet in subnets {
-                    let via = match subnet {
-                        IpNet::V4(_) => peer.v4().map(IpAddr::V4),
-                        IpNet::V6(_) => peer.v6().map(IpAddr::V6),
-                    };
-                    let via =
-                        via.with_context(|| format!("{} has no address of {subnet}'s family", peer.name()))?;
+                    let via = peer.address_for(subnet)?;
                     routes.push(Route { via: Some(via), ..Route::new(*subnet, DEVICE) });
                 }
             }

@@ -115,18 +115,11 @@ impl Cluster {
         settings: &KernelVxlan,
         subnets: &[Vec<IpNet>],
     ) -> anyhow::Result<Vec<PodNetwork>> {
-        if subnets.len() != self.nodes().len() {
-            bail!("{} nodes, but subnets for {}", self.nodes().len(), subnets.len());
-        }
+        self.check_subnets(subnets)?;
         let mut ends = Vec::new();
         for (index, (node, subnets)) in self.nodes().iter().zip(subnets).enumerate() {
             for subnet in subnets {
-                let public = match subnet {
-                    IpNet::V4(_) => node.v4().map(IpAddr::V4),
-                    IpNet::V6(_) => node.v6().map(IpAddr::V6),
-                };
-                let public =
-                    public.with_context(|| format!("{} has no address for {subnet}", node.name()))?;
+                let public = node.address_for(subnet)?;
                 let kind = if public.is_ipv4() { 4 } else { 6 };
                 // MOST_NODES fits a byte. The first byte marks the address as locally administered.
                 ends.push((

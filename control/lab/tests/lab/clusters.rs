@@ -41,12 +41,8 @@ pub(crate) fn with_pods(
 pub(crate) fn path(cluster: &Cluster, v4: bool) -> anyhow::Result<Path<'_>> {
     let mut pods = cluster.pods();
     let (from, to) = pods.next().zip(pods.next()).context("two pods")?;
-    let address = if v4 { to.v4() } else { to.v6() };
-    Ok(Path {
-        from: from.namespace(),
-        to: to.namespace(),
-        address: address.context("no address of the family")?,
-    })
+    let path = if v4 { from.path_v4(to) } else { from.path_v6(to) };
+    path.context("no address of the family")
 }
 
 fn assert_all_reach_each_other(cluster: &Cluster, questions: usize) -> anyhow::Result<()> {
