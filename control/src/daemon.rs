@@ -28,6 +28,8 @@ pub use node::Node;
 const LOOK: Duration = Duration::from_secs(1);
 /// How often to read back the whole host, whether or not anything was told.
 const RESYNC: Duration = Duration::from_secs(5);
+/// How often to ask the store for our own lease: a watch keeps what was known of an entry that somebody spoiled.
+const OWN_LEASE_CHECK: Duration = Duration::from_secs(30);
 
 /// Runs the node until a signal; an error is what to tell the operator.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
@@ -57,6 +59,7 @@ async fn keep(settings: &Settings, store: &impl LeaseStore, node: &mut Node) -> 
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut resync = Instant::now() + RESYNC;
     let mut renewal_after = Instant::now();
+    let mut own_check = Instant::now() + OWN_LEASE_CHECK;
     loop {
         tokio::select! {
             update = watch.next() => {
@@ -65,7 +68,10 @@ async fn keep(settings: &Settings, store: &impl LeaseStore, node: &mut Node) -> 
                 node.heed(store, own).await?;
                 node.reconcile().await?;
             }
-            () = node.host_changed() => node.reconcile().await?,
+            () = node.host_changed() => {
+                node.heed_engines().await?;
+                node.reconcile().await?;
+            }
             _ = look.tick() => {
                 // A thread of the parent may start us and end, so the kernel's own death signal would come too early.
                 if settings.exit_with_parent && nix::unistd::getppid() != parent {
@@ -76,6 +82,10 @@ async fn keep(settings: &Settings, store: &impl LeaseStore, node: &mut Node) -> 
                 if Instant::now() >= resync {
                     node.reconcile().await?;
                     resync = Instant::now() + RESYNC;
+                }
+                if Instant::now() >= own_check {
+                    node.check_own_lease(store).await?;
+                    own_check = Instant::now() + OWN_LEASE_CHECK;
                 }
                 if node.renewal_is_due(SystemClock.now()) && Instant::now() >= renewal_after {
                     // flannel tries again every minute and never gives up; neither do we, until somebody else has it.

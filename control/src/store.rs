@@ -75,7 +75,7 @@ pub enum StoreError {
     Config(#[from] ConfigError),
     /// There is no network configuration.
     #[error(
-        "no network configuration: {} is not there. Write one, for example \
+        "no network configuration: looked for {}. Write one, for example \
          {{\"Network\": \"10.5.0.0/16\", \"Backend\": {{\"Type\": \"vxlan\"}}}}",
         tried.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ")
     )]

@@ -51,6 +51,7 @@ pub(super) struct Carrier {
     published: Option<Peers>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one or two live, as long as the node")]
 enum State {
     /// The device is there and has yet to get its address.
     Open(Engine),
@@ -288,6 +289,16 @@ impl Node {
                 None => Ok(()),
             },
         }
+    }
+
+    /// Asks the store itself for our lease, and publishes it again if it is not what it should be. A store that cannot
+    /// be reached is the watch's to complain about.
+    pub(super) async fn check_own_lease(&mut self, store: &impl LeaseStore) -> anyhow::Result<()> {
+        let Some(owner) = self.own.attrs.owner() else { return Ok(()) };
+        let Ok(held) = store.held_by(owner).await else { return Ok(()) };
+        let snapshot = LeaseUpdate::Snapshot(held.into_iter().collect());
+        let own = self.own_state(&snapshot);
+        self.heed(store, own).await
     }
 
     /// Takes an update of the leases in.

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use crate::lease::{Lease, LeaseUpdate};
 
 /// The state of our lease as the store tells it.
+#[expect(clippy::large_enum_variant, reason = "one lives at a time")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum OwnLease {
     /// Nothing was said, or nothing new.
@@ -57,12 +58,11 @@ mod tests {
         let own = lease(1, 1);
         let other = lease(2, 2);
         let snapshot = |leases: &[&Lease]| LeaseUpdate::Snapshot(leases.iter().copied().cloned().collect());
-        let moved = Lease { expires: None, ..own.clone() };
+        let mut moved = own.clone();
+        moved.expires = None;
         let stolen = lease(1, 9);
-        let overwritten = Lease {
-            attrs: LeaseAttrs { public_ipv6: Some("fd00::1".parse().unwrap()), ..own.attrs.clone() },
-            ..own.clone()
-        };
+        let mut overwritten = own.clone();
+        overwritten.attrs.public_ipv6 = Some("fd00::1".parse().unwrap());
         for (update, expected) in [
             (snapshot(&[&own, &other]), OwnLease::Unchanged),
             (snapshot(&[&other]), OwnLease::Republish),

@@ -61,6 +61,7 @@ macro_rules! lease_store_contract {
             a_deleted_lease_that_overlaps_another_is_lost,
             the_watch_tells_joins_changes_and_ends,
             an_entry_that_makes_no_sense_costs_nobody_else,
+            a_lease_that_is_spoiled_is_no_node_that_left,
             both_families_are_leased_together,
             the_mac_of_an_earlier_run_is_found,
             without_a_public_address_there_is_no_lease,
@@ -302,6 +303,23 @@ pub(crate) async fn an_entry_that_makes_no_sense_costs_nobody_else<H: Harness>(h
     assert!(acquire(&h, 2, None).await.is_err(), "its subnet may be somebody's");
     h.delete("10.5.3.0-24");
     assert!(acquire(&h, 2, None).await.is_ok());
+}
+
+pub(crate) async fn a_lease_that_is_spoiled_is_no_node_that_left<H: Harness>(h: H) {
+    h.configure(NETWORK);
+    let one = acquire(&h, 1, None).await.unwrap();
+    let two = acquire(&h, 2, None).await.unwrap();
+    let mut watch = h.store().watch().await.unwrap();
+    let mut known = Vec::new();
+    watch_until(&mut watch, &mut known, |leases| leases.contains(&one) && leases.contains(&two)).await;
+    h.spoil(&two.subnet.key().to_string(), b"{\"PublicIP\":\"192");
+    let three = acquire(&h, 3, None).await.unwrap();
+    watch_until(&mut watch, &mut known, |leases| leases.contains(&three)).await;
+    assert!(known.contains(&two), "what was known stays");
+    assert_eq!(h.store().held_by(ip(2).into()).await.unwrap(), None, "its owner can tell");
+    assert_eq!(h.store().renew(&two).await.unwrap().subnet, two.subnet, "and mend it");
+    h.advance(LEASE_TTL * 2);
+    watch_until(&mut watch, &mut known, <[Lease]>::is_empty).await;
 }
 
 pub(crate) async fn both_families_are_leased_together<H: Harness>(h: H) {
