@@ -8,7 +8,7 @@ use dataplane_core::{Family, IpNet, Local, MacAddr, Peer, PeerTable, PeerTableEr
 use hostnet::state::{Address, HostState, LinkState, Scope};
 
 use crate::backend::{Backend, Tunnel};
-use crate::lease::{Lease, LeaseSet, Subnet};
+use crate::lease::{Lease, LeaseSet, Subnet, overlap};
 
 /// What should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,10 +184,6 @@ fn net_of(subnet: &Subnet, family: Family) -> Option<IpNet> {
         Family::V4 => subnet.v4().map(IpNet::V4),
         Family::V6 => subnet.v6().map(IpNet::V6),
     }
-}
-
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(b) || b.contains(a)
 }
 
 fn is_broadcast(ip: IpAddr) -> bool {

@@ -14,6 +14,7 @@ use super::own_lease::{OwnLease, own_lease};
 use super::start::open_engine;
 use crate::backend::{Backend, Tunnel};
 use crate::lease::{Lease, LeaseChange, LeaseSet, LeaseUpdate, Subnet};
+use crate::network::NetworkConfig;
 use crate::plan::{Peers, Plan, Refusal};
 use crate::settings::Settings;
 use crate::store::{LeaseStore, StoreError};
@@ -26,6 +27,7 @@ const TX_QUEUE_LEN: u32 = 1000;
 /// A running node.
 pub struct Node {
     settings: Settings,
+    network: NetworkConfig,
     kernel: Kernel,
     /// `None` when the kernel's notifications ended; the tick remains.
     watch: Option<Watch>,
@@ -86,7 +88,7 @@ impl Carrier {
 
 impl Node {
     pub(super) fn new(
-        settings: Settings,
+        (settings, network): (Settings, NetworkConfig),
         (kernel, watch): (Kernel, Watch),
         underlay: Underlay,
         backend: Backend,
@@ -96,6 +98,7 @@ impl Node {
     ) -> Self {
         Self {
             settings,
+            network,
             kernel,
             watch: Some(watch),
             underlay,
@@ -329,7 +332,7 @@ impl Node {
 
     /// Renews the lease. That it is lost is an error; that the store cannot be reached is said and tried again.
     pub(super) async fn renew(&mut self, store: &impl LeaseStore) -> anyhow::Result<()> {
-        match store.renew(&self.own).await {
+        match store.renew(&self.network, &self.own).await {
             Ok(lease) => {
                 tracing::info!(subnet = %lease.subnet, reservation = lease.expires.is_none(), "Lease renewed");
                 self.own = lease;
