@@ -32,7 +32,7 @@ use anyhow::{Context, bail};
 use hostnet::kernel::{Kernel, LinkSettings};
 use hostnet::netns::NetNs;
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use node::{Node, Pod, PodNetwork};
 pub use process::Process;
@@ -70,7 +70,7 @@ pub enum Wiring {
 }
 
 /// How the underlay treats large packets. Figures of the two are not comparable with each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkModel {
     /// veth as it comes: packets of 64 KiB cross uncut, as between containers of one host.

@@ -3,8 +3,11 @@
 //! ```text
 //! isolation   this process, or a copy of it as pid 1, moves into namespaces of its own
 //! cluster     nodes on an underlay, pods behind them, processes on them
+//! daemons     real flanneld processes on the nodes of a cluster
 //! traffic     ping, TCP, UDP and CPU seconds between any two of them
+//! race        the same traffic over every way to carry packets, side by side
 //! enter       into a running lab from another process
+//! scratch     a directory that goes with the run
 //! scene       tests that run in a private network each
 //! leftovers   proof that nothing of it stays
 //! ```
@@ -15,13 +18,18 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod daemons;
 pub mod enter;
 pub mod isolation;
 pub mod leftovers;
+pub mod race;
 pub mod scene;
+pub mod scratch;
 pub mod traffic;
 
 pub use cluster::{Cluster, LinkModel, Node, Plan, Pod, PodNetwork, Process, Underlay, Wiring};
 pub use enter::enter;
 pub use isolation::{IsolateError, Isolation, Place, isolate, run_inside};
+pub use race::Race;
 pub use scene::{Case, Scene, harness, skip, test};
+pub use scratch::scratch;

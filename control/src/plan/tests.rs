@@ -1,3 +1,5 @@
+//! The plan, backend by backend.
+
 use super::*;
 use crate::lease::{BackendData, Key, LeaseAttrs, LeaseUpdate, VxlanData};
 use crate::network::NetworkConfig;

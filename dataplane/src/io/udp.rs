@@ -167,6 +167,9 @@ fn probe_mmsg(bind: SocketAddr, off: Features) -> Finding {
 mod tests {
     use std::time::Instant;
 
+    use hostnet::kernel::{Kernel, LinkSettings};
+    use hostnet::netns::NetNs;
+
     use super::*;
     use crate::io::memory::{MemoryWire, WireFaults};
 
@@ -221,6 +224,42 @@ mod tests {
         let (a, b) = ("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
         let wire = MemoryWire::new(WireFaults::NONE);
         trains_arrive_whole(&mut wire.port(a), &mut wire.port(b), a, b);
+    }
+
+    #[test]
+    #[allow(clippy::print_stderr, reason = "a skipped test says so")]
+    fn trains_arrive_whole_between_kernel_sockets() {
+        let ns = match NetNs::new() {
+            Ok(ns) => ns,
+            Err(error) => return eprintln!("SKIPPED: no network namespace: {error}"),
+        };
+        ns.run("sockets", || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let up = LinkSettings { up: Some(true), ..LinkSettings::default() };
+                Kernel::connect().await.unwrap().set_link("lo", &up).await.unwrap();
+            });
+            for local in ["127.0.0.1:0", "[::1]:0"] {
+                for off in
+                    [Features::NONE, Features::NONE.with(Feature::Mmsg), Features::NONE.with(Feature::UdpGro)]
+                {
+                    let (mut sender, found) = KernelUdp::open(local.parse().unwrap(), off).unwrap();
+                    let (mut receiver, _) = KernelUdp::open(local.parse().unwrap(), off).unwrap();
+                    assert!([64, 128].contains(&found.max_segments), "asked over loopback");
+                    assert!(found.findings[0].why.ends_with("datagrams a send"), "{:?}", found.findings);
+                    let (from, to) = (sender.local().unwrap(), receiver.local().unwrap());
+                    if off.contains(Feature::Mmsg) {
+                        let message = Outgoing { to, tos: 0, bytes: b"", stride: 0 };
+                        assert_eq!(sender.send([message; 3].into_iter()).unwrap(), 1, "one message a call");
+                        receive_all(&mut receiver, 1);
+                        continue;
+                    }
+                    trains_arrive_whole(&mut sender, &mut receiver, from, to);
+                    assert_eq!(receiver.overflow(), 0);
+                }
+            }
+        })
+        .unwrap();
     }
 
     #[test]

@@ -1,0 +1,159 @@
+//! The result of a race as Markdown, and its place in a README.
+
+use std::fmt::Write as _;
+
+use anyhow::bail;
+use lab::race::{Outcome, Report, Scenario};
+
+use crate::table::{figure, median, model_name, ratio};
+
+/// What a README's table begins after.
+pub const BEGIN: &str = "<!-- bench:begin -->";
+/// What it ends before.
+pub const END: &str = "<!-- bench:end -->";
+
+/// The columns of the short table, in order.
+const SHOWN: [Scenario; 4] = [Scenario::Tcp1, Scenario::Tcp8, Scenario::Udp64, Scenario::Rtt];
+
+/// One table a link model: a row a way, ratios beside the figures.
+pub fn tables(report: &Report) -> String {
+    let mut text = String::new();
+    for model in report.models() {
+        let cell = |way: &str, scenario| report.outcome(model, scenario, way);
+        let shown: Vec<Scenario> = SHOWN
+            .into_iter()
+            .filter(|&scenario| report.ways().iter().any(|way| cell(way, scenario).is_some()))
+            .collect();
+        let mut name = model_name(model).chars();
+        let begin = name.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+        text += &format!("{begin}{}:\n\n| way |", name.as_str());
+        for scenario in &shown {
+            text += &format!(" {} |", head(*scenario));
+        }
+        text += "\n|---|";
+        text += &"--:|".repeat(shown.iter().map(|scenario| head(*scenario).matches('|').count() + 1).sum());
+        text.push('\n');
+        for way in report.ways() {
+            text += &format!("| {way} |");
+            for &scenario in &shown {
+                text += &format!(" {} |", cell(way, scenario).map_or_else(String::new, row));
+            }
+            text.push('\n');
+        }
+        text.push('\n');
+    }
+    text + &origin(report)
+}
+
+/// Column heads of a scenario; several columns are parted by `|`.
+fn head(scenario: Scenario) -> &'static str {
+    match scenario {
+        Scenario::Tcp1 => "TCP 1 stream, Gb/s | x floor | of kernel VXLAN | CPU s per Gb",
+        Scenario::Tcp8 => "8 streams, Gb/s",
+        Scenario::Udp64 => "UDP 64 B, kpps | of kernel VXLAN",
+        Scenario::Rtt => "RTT p50 / p99, us",
+        Scenario::TcpBoth => "both directions, Gb/s",
+        Scenario::CpuAt1G => "CPU s per Gb at 1 Gb/s",
+        Scenario::Udp64Flows => "UDP 64 B 16 flows, kpps",
+        Scenario::UdpGso => "UDP with GSO, Gb/s",
+    }
+}
+
+fn row(outcome: &Outcome) -> String {
+    let value = outcome.value.as_ref().map_or_else(|| "failed".to_owned(), |value| figure(value.median));
+    match outcome.scenario {
+        Scenario::Tcp1 => format!(
+            "{value} | {} | {} | {}",
+            ratio(outcome.to_floor),
+            ratio(outcome.to_kernel_vxlan),
+            median(outcome.cpu_machine.as_ref())
+        ),
+        Scenario::Udp64 => format!("{value} | {}", ratio(outcome.to_kernel_vxlan)),
+        Scenario::Rtt => format!("{value} / {}", median(outcome.p99.as_ref())),
+        _ => value,
+    }
+}
+
+fn origin(report: &Report) -> String {
+    let machine = &report.machine;
+    let mut text = format!(
+        "Measured {} on {} CPUs ({}), Linux {}, flannel-rs {}: medians of {} interleaved rounds of {} s, sender and receiver on the same machine.",
+        machine.started.split('T').next().unwrap_or_default(),
+        machine.cpus,
+        machine.cpu,
+        machine.kernel,
+        machine.version,
+        report.settings.rounds,
+        report.settings.seconds,
+    );
+    let (thrown, all) = report.thrown_away();
+    if thrown > 0 {
+        // Writing to a String cannot fail.
+        let _infallible =
+            write!(text, " {thrown} of {all} runs were thrown away because other programs were busy.");
+    }
+    if report.outcomes.iter().any(|outcome| !outcome.quiet) {
+        text += " In some rows no run was quiet: their figures are low.";
+    }
+    text.push_str(" Repeat it with `make bench`.\n");
+    text
+}
+
+/// `readme` with what is between the two markers replaced.
+///
+/// # Errors
+///
+/// When a marker is missing, or they are in the wrong order.
+pub fn replace_between_markers(readme: &str, tables: &str) -> anyhow::Result<String> {
+    let (Some(begin), Some(end)) = (readme.find(BEGIN), readme.find(END)) else {
+        bail!("it needs a line {BEGIN} and below it a line {END}; the table goes between them");
+    };
+    let Some(before) = readme.get(..begin + BEGIN.len()).filter(|before| before.len() <= end) else {
+        bail!("{END} stands before {BEGIN}");
+    };
+    let after = readme.get(end..).unwrap_or_default();
+    Ok(format!("{before}\n{}\n{after}", tables.trim_end()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_between_the_markers_changes() {
+        let readme = format!("# A\n{BEGIN}\nold\n{END}\nrest\n");
+        let changed = replace_between_markers(&readme, "| new |\n").unwrap();
+        assert_eq!(changed, format!("# A\n{BEGIN}\n| new |\n{END}\nrest\n"));
+        assert_eq!(replace_between_markers(&changed, "| new |\n").unwrap(), changed);
+    }
+
+    #[test]
+    fn missing_or_swapped_markers_are_an_error() {
+        assert!(replace_between_markers("nothing", "x").is_err());
+        assert!(replace_between_markers(&format!("{END}{BEGIN}"), "x").is_err());
+    }
+
+    #[test]
+    fn every_row_has_as_many_columns_as_its_head() {
+        for scenario in SHOWN {
+            let outcome = Outcome {
+                way: "engine udp".to_owned(),
+                role: lab::race::way::Role::Engine,
+                model: lab::LinkModel::On,
+                scenario,
+                unit: scenario.unit().to_owned(),
+                better: scenario.better(),
+                value: None,
+                p99: None,
+                cpu_machine: None,
+                cpu_processes: None,
+                to_floor: None,
+                to_kernel_vxlan: None,
+                to_host_routes: None,
+                quiet: true,
+                runs: Vec::new(),
+            };
+            assert_eq!(row(&outcome).matches('|').count(), head(scenario).matches('|').count());
+        }
+    }
+}

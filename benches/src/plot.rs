@@ -1,0 +1,124 @@
+//! The result of a race as an SVG: one panel a scenario and link model, one bar a way with its least and most.
+
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use lab::LinkModel;
+use lab::race::way::Role;
+use lab::race::{Outcome, Report, Scenario};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+use crate::table::figure;
+
+const PANEL: (u32, u32) = (460, 300);
+const TITLE: u32 = 34;
+const FONT: &str = "sans-serif";
+
+/// Writes the picture.
+///
+/// # Errors
+///
+/// When there is nothing to draw or the file cannot be written.
+pub fn write(report: &Report, path: &Path) -> anyhow::Result<()> {
+    let panels: Vec<(Scenario, LinkModel)> = Scenario::ALL
+        .into_iter()
+        .flat_map(|scenario| report.models().into_iter().map(move |model| (scenario, model)))
+        .filter(|panel| !outcomes(report, *panel).is_empty())
+        .collect();
+    if panels.is_empty() {
+        return Err(anyhow!("the result holds no figure to draw"));
+    }
+    let columns = report.models().len();
+    let rows = panels.len().div_ceil(columns);
+    let width = PANEL.0 * u32::try_from(columns)?;
+    let height = TITLE + PANEL.1 * u32::try_from(rows)?;
+    let root = SVGBackend::new(path, (width, height)).into_drawing_area();
+    draw(report, &panels, (rows, columns), &root)
+        .and_then(|()| root.present().map_err(|error| anyhow!("{error}")))
+        .with_context(|| format!("draw {}", path.display()))
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+fn draw(
+    report: &Report,
+    panels: &[(Scenario, LinkModel)],
+    shape: (usize, usize),
+    root: &Area<'_>,
+) -> anyhow::Result<()> {
+    root.fill(&WHITE)?;
+    let machine = &report.machine;
+    let day = machine.started.split('T').next().unwrap_or_default();
+    let title =
+        format!("flannel-rs {}, Linux {}, {} CPUs, {day}", machine.version, machine.kernel, machine.cpus);
+    let below = root.titled(&title, (FONT, 18))?;
+    for (area, panel) in below.split_evenly(shape).iter().zip(panels) {
+        draw_panel(area, *panel, &outcomes(report, *panel))?;
+    }
+    Ok(())
+}
+
+fn outcomes(report: &Report, (scenario, model): (Scenario, LinkModel)) -> Vec<&Outcome> {
+    let is = |outcome: &&Outcome| {
+        (outcome.scenario, outcome.model) == (scenario, model) && outcome.value.is_some()
+    };
+    report.outcomes.iter().filter(is).collect()
+}
+
+fn draw_panel(
+    area: &Area<'_>,
+    (scenario, model): (Scenario, LinkModel),
+    bars: &[&Outcome],
+) -> anyhow::Result<()> {
+    let most =
+        bars.iter().filter_map(|bar| bar.value).map(|value| value.max).fold(f64::MIN_POSITIVE, f64::max);
+    let link = match model {
+        LinkModel::On => "all offloads",
+        LinkModel::Nic => "like a network card",
+    };
+    let names: Vec<String> = bars.iter().map(|bar| bar.way.clone()).collect();
+    let mut chart = ChartBuilder::on(area)
+        .caption(format!("{} [{}], {link}", scenario.title(), scenario.unit()), (FONT, 13))
+        .margin(8)
+        .x_label_area_size(24)
+        .y_label_area_size(if names.iter().any(|name| name.len() > 14) { 190 } else { 90 })
+        .build_cartesian_2d(0.0..most * 1.15, (0..bars.len()).into_segmented())?;
+    let label = |at: &SegmentValue<usize>| match at {
+        SegmentValue::CenterOf(index) => names.get(*index).cloned().unwrap_or_default(),
+        _ => String::new(),
+    };
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .light_line_style(WHITE)
+        .y_labels(bars.len() + 1)
+        .y_label_formatter(&label)
+        .label_style((FONT, 12))
+        .draw()?;
+    for (index, bar) in bars.iter().enumerate() {
+        let Some(value) = bar.value else { continue };
+        let (low, high) = (SegmentValue::Exact(index), SegmentValue::Exact(index + 1));
+        let mut body = Rectangle::new([(0.0, low), (value.median, high)], colour(bar.role).filled());
+        body.set_margin(4, 4, 0, 0);
+        chart.draw_series([body])?;
+        let middle = SegmentValue::CenterOf(index);
+        chart.draw_series([PathElement::new(
+            [(value.min, middle.clone()), (value.max, middle.clone())],
+            BLACK,
+        )])?;
+        let right = Text::new(figure(value.median), (value.max + most * 0.01, middle), (FONT, 12));
+        chart.draw_series([right])?;
+    }
+    Ok(())
+}
+
+fn colour(role: Role) -> RGBColor {
+    match role {
+        Role::Engine => RGBColor(0xd9, 0x5f, 0x02),
+        Role::KernelVxlan => RGBColor(0x75, 0x70, 0xb3),
+        Role::HostRoutes => RGBColor(0x1b, 0x9e, 0x77),
+        Role::Floor => RGBColor(0x99, 0x99, 0x99),
+        Role::Ablation => RGBColor(0xe6, 0xab, 0x02),
+    }
+}

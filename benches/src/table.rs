@@ -1,0 +1,138 @@
+//! The result of a race as tables for a terminal: ratios first.
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, Table};
+use lab::LinkModel;
+use lab::race::{Outcome, Report, Scenario, Summary};
+
+/// One table for each link model and scenario, then what was left out.
+pub fn tables(report: &Report) -> String {
+    let mut text = String::new();
+    for model in report.models() {
+        for scenario in Scenario::ALL {
+            let rows: Vec<&Outcome> = report
+                .outcomes
+                .iter()
+                .filter(|outcome| (outcome.model, outcome.scenario) == (model, scenario))
+                .collect();
+            if !rows.is_empty() {
+                text += &format!("\n{} [{}] on {}\n", scenario.title(), scenario.unit(), model_name(model));
+                text += &format!("{}\n", one(&rows, scenario));
+            }
+        }
+    }
+    text + &footnotes(report)
+}
+
+fn one(rows: &[&Outcome], scenario: Scenario) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    let mut head = vec!["way", "x floor", "of kernel vxlan", "of host routes", "median", "min..max"];
+    if scenario == Scenario::Rtt {
+        head.push("p99");
+    } else {
+        head.extend(["cpu-s/Gb machine", "cpu-s/Gb processes"]);
+    }
+    head.push("runs");
+    table.set_header(head);
+    for outcome in rows {
+        let mut row = vec![
+            outcome.way.clone(),
+            ratio(outcome.to_floor),
+            ratio(outcome.to_kernel_vxlan),
+            ratio(outcome.to_host_routes),
+        ];
+        match &outcome.value {
+            Some(value) => {
+                row.push(figure(value.median));
+                row.push(format!("{}..{}", figure(value.min), figure(value.max)));
+            }
+            None => row.extend([outcome.failure().unwrap_or("no run").to_owned(), String::new()]),
+        }
+        if scenario == Scenario::Rtt {
+            row.push(median(outcome.p99.as_ref()));
+        } else {
+            row.push(median(outcome.cpu_machine.as_ref()));
+            row.push(median(outcome.cpu_processes.as_ref()));
+        }
+        row.push(runs(outcome));
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// How many runs the figures are from, and whether they are to be trusted.
+fn runs(outcome: &Outcome) -> String {
+    let all = outcome.runs.len();
+    let thrown = outcome.runs.iter().filter(|run| run.thrown_away).count();
+    match (outcome.quiet, thrown) {
+        (false, _) => format!("{all}, none quiet"),
+        (true, 0) => all.to_string(),
+        (true, thrown) => format!("{} of {all}", all - thrown),
+    }
+}
+
+fn footnotes(report: &Report) -> String {
+    let mut text = String::new();
+    for skipped in &report.skipped {
+        text +=
+            &format!("\nleft out: {} on {}: {}\n", skipped.way, model_name(skipped.model), skipped.reason);
+    }
+    let failures = report.outcomes.iter().filter_map(|outcome| Some((outcome, outcome.failure()?)));
+    for (outcome, failure) in failures {
+        text += &format!("\nfailed: {} in {}: {failure}\n", outcome.way, outcome.scenario);
+    }
+    let (thrown, all) = report.thrown_away();
+    if thrown > 0 {
+        text += &format!(
+            "\n{thrown} of {all} runs were thrown away: other programs used more than {:.0} % of the machine meanwhile.\n",
+            report.settings.foreign_limit * 100.0
+        );
+    }
+    if !report.machine.optimised {
+        text += "\nBuilt without optimisation: these figures are worth nothing. Use cargo run --release.\n";
+    }
+    text
+}
+
+/// The link in words.
+pub fn model_name(model: LinkModel) -> &'static str {
+    match model {
+        LinkModel::On => "a link with all offloads (containers of one host)",
+        LinkModel::Nic => "a link like a network card (1500-byte frames)",
+    }
+}
+
+/// Three digits that mean something.
+pub fn figure(value: f64) -> String {
+    match value.abs() {
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        size if size >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+/// A ratio, or a dash where there is nothing to compare with.
+pub fn ratio(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
+}
+
+/// A median, or a dash.
+pub fn median(summary: Option<&Summary>) -> String {
+    summary.map_or_else(|| "-".to_owned(), |summary| figure(summary.median))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_keep_three_digits() {
+        let shown: Vec<String> = [431.2, 31.24, 8.259, 0.1549, 0.0].into_iter().map(figure).collect();
+        assert_eq!(shown, ["431", "31.2", "8.26", "0.155", "0.000"]);
+    }
+}

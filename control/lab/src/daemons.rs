@@ -1,0 +1,183 @@
+//! Real `flanneld` processes, one on every node of a cluster, with their leases in one directory.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use hostnet::subnet_env::SubnetEnv;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::cluster::node::DEVICE;
+use crate::cluster::{Cluster, PodNetwork, Process};
+
+/// How often a wait looks at files and processes.
+const LOOK_UP: Duration = Duration::from_millis(20);
+/// Last lines of a dead daemon's log that an error quotes.
+const QUOTED: usize = 15;
+
+/// `Backend.Type` of the network that the daemons make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// flannel's raw format.
+    Udp,
+    /// VXLAN.
+    Vxlan,
+}
+
+impl Backend {
+    /// As `net-conf.json` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Vxlan => "vxlan",
+        }
+    }
+}
+
+/// How to start the daemons of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flanneld {
+    /// The program: a path to `flanneld`, or `/proc/self/exe` where the caller is one.
+    pub program: PathBuf,
+    /// An empty directory of their own: leases, configuration and one `NODE.env` a node.
+    pub dir: PathBuf,
+    /// The backend in the network's configuration.
+    pub backend: Backend,
+    /// `--engine-off`, or nothing.
+    pub engine_off: Option<String>,
+}
+
+/// The running daemons of one cluster, in the order of its nodes. Dropping it kills them.
+#[derive(Debug)]
+pub struct Daemons {
+    running: Vec<Daemon>,
+}
+
+#[derive(Debug)]
+struct Daemon {
+    node: String,
+    subnet_file: PathBuf,
+    process: Process,
+}
+
+impl Flanneld {
+    /// Writes the configuration and starts one daemon on every node. They find each other by the lease directory.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be written or a process cannot be started.
+    pub fn start(&self, cluster: &Cluster) -> anyhow::Result<Daemons> {
+        let store = self.dir.join("leases");
+        fs::create_dir_all(&store).with_context(|| format!("make {}", store.display()))?;
+        let config = json!({"Network": "10.5.0.0/16", "Backend": {"Type": self.backend.name()}});
+        let path = store.join("config");
+        fs::write(&path, format!("{config:#}\n")).with_context(|| format!("write {}", path.display()))?;
+        let mut running = Vec::new();
+        for node in cluster.nodes() {
+            let subnet_file = self.dir.join(format!("{}.env", node.name()));
+            let process = node.spawn(self.command(&store, &subnet_file))?;
+            running.push(Daemon { node: node.name().to_owned(), subnet_file, process });
+        }
+        Ok(Daemons { running })
+    }
+
+    fn command(&self, store: &Path, subnet_file: &Path) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg0("flanneld").arg("--file-subnet-mgr").arg(store);
+        command.arg("--subnet-file").arg(subnet_file).arg("--iface").arg(DEVICE);
+        if let Some(list) = &self.engine_off {
+            command.arg("--engine-off").arg(list);
+        }
+        // Variables of the machine's own flanneld would be flags of this one.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"FLANNELD_") {
+                command.env_remove(name);
+            }
+        }
+        command
+    }
+}
+
+impl Daemons {
+    /// Process ids, in the order of the nodes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.running.iter().map(|daemon| daemon.process.id()).collect()
+    }
+
+    /// An error if one of them has ended, with its last lines.
+    ///
+    /// # Errors
+    ///
+    /// See above: that is the point.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        for daemon in &mut self.running {
+            if let Some(status) = daemon.process.status()? {
+                let lines = daemon.process.lines();
+                let last = lines[lines.len().saturating_sub(QUOTED)..].join("\n  ");
+                bail!("flanneld on {} has ended ({status}). Its last lines:\n  {last}", daemon.node);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nodes whose daemon has not written its `subnet.env` yet.
+    pub fn without_subnet(&self) -> Vec<String> {
+        let waiting = self.running.iter().filter(|daemon| !daemon.subnet_file.exists());
+        waiting.map(|daemon| daemon.node.clone()).collect()
+    }
+
+    /// Waits until every daemon has written its `subnet.env` and answers what pods are to be made from.
+    /// `each_look` is called while waiting, with the nodes that are still missing.
+    ///
+    /// # Errors
+    ///
+    /// When the time is over, a daemon ends, or a file cannot be read.
+    pub fn networks(
+        &mut self,
+        timeout: Duration,
+        mut each_look: impl FnMut(&[String]),
+    ) -> anyhow::Result<Vec<PodNetwork>> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            self.check()?;
+            let missing = self.without_subnet();
+            if missing.is_empty() {
+                break;
+            }
+            if Instant::now() >= deadline {
+                let last = self.last_lines(&missing);
+                bail!("no subnet.env after {timeout:?} from flanneld on {}:\n  {last}", missing.join(", "));
+            }
+            each_look(&missing);
+            thread::sleep(LOOK_UP);
+        }
+        let read = |daemon: &Daemon| {
+            let file = SubnetEnv::read(&daemon.subnet_file)?;
+            Ok(PodNetwork { subnets: file.subnets, mtu: file.mtu })
+        };
+        self.running.iter().map(read).collect()
+    }
+
+    /// The log of a node's daemon so far.
+    pub fn lines(&self, node: &str) -> Vec<String> {
+        let found = self.running.iter().find(|daemon| daemon.node == node);
+        found.map(|daemon| daemon.process.lines()).unwrap_or_default()
+    }
+
+    /// The last lines of the logs of some nodes, each with the node's name in front.
+    pub fn last_lines(&self, nodes: &[String]) -> String {
+        let mut quoted = Vec::new();
+        for node in nodes {
+            let lines = self.lines(node);
+            let last = &lines[lines.len().saturating_sub(QUOTED)..];
+            quoted.extend(last.iter().map(|line| format!("{node}: {line}")));
+        }
+        quoted.join("\n  ")
+    }
+}
