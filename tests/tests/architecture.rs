@@ -10,7 +10,18 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const MANIFESTS: &[(&str, &[&str], &str)] = &[
     (
         "dataplane/core",
-        &["tokio", "nix", "libc", "mio", "socket2", "tracing", "serde", "rtnetlink", "dataplane.workspace", "hostnet"],
+        &[
+            "tokio",
+            "nix",
+            "libc",
+            "mio",
+            "socket2",
+            "tracing",
+            "serde",
+            "rtnetlink",
+            "dataplane.workspace",
+            "hostnet",
+        ],
         "the packet core is pure: it runs under a fuzzer, in memory and in a worker alike",
     ),
     (
@@ -27,15 +38,31 @@ const MANIFESTS: &[(&str, &[&str], &str)] = &[
 
 /// Source file or folder, words that must not stand in its code, why.
 const SOURCES: &[(&str, &[&str], &str)] = &[
-    ("dataplane/core/src/wire", &["crate::forward", "crate::merge", "crate::split"], "wire is the bottom of the core"),
+    (
+        "dataplane/core/src/wire",
+        &["crate::forward", "crate::merge", "crate::split"],
+        "wire is the bottom of the core",
+    ),
     ("dataplane/core/src/prefix.rs", &["crate::"], "a table of prefixes knows nothing of packets"),
-    ("dataplane/core/src/forward.rs", &["std::", "Instant", "Vec<", "alloc::", "Box<", "format!"], "the forwarder has no clock, no I/O, and allocates nothing"),
+    (
+        "dataplane/core/src/forward.rs",
+        &["std::", "Instant", "Vec<", "alloc::", "Box<", "format!"],
+        "the forwarder has no clock, no I/O, and allocates nothing",
+    ),
     ("dataplane/core/src/split.rs", &["std::", "Vec<", "alloc::"], "splitting allocates nothing"),
-    ("dataplane/src/engine", &["crate::sys", "tokio", "nix::"], "the engine sees the kernel through the io traits only"),
+    (
+        "dataplane/src/engine",
+        &["crate::sys", "tokio", "nix::"],
+        "the engine sees the kernel through the io traits only",
+    ),
     ("dataplane/src/io", &["crate::engine"], "queues and ports do not know who drives them"),
     ("control/src/lease.rs", &["tokio", "std::fs", "async fn"], "leases are values"),
     ("control/src/lease", &["tokio", "std::fs", "async fn"], "leases are values"),
-    ("control/src/network.rs", &["tokio", "std::fs", "async fn"], "net-conf.json is parsed from a text, wherever that came from"),
+    (
+        "control/src/network.rs",
+        &["tokio", "std::fs", "async fn"],
+        "net-conf.json is parsed from a text, wherever that came from",
+    ),
     ("control/src/store", &["crate::backend", "crate::plan"], "stores know nothing of what leases are for"),
     ("control/src/backend", &["crate::store"], "backends do not care where leases come from"),
 ];
@@ -67,7 +94,8 @@ fn manifests_keep_the_dependency_rule() {
         let own = manifest.split("[dev-dependencies]").next().unwrap();
         let dependencies = own.split_once("[dependencies]").unwrap().1;
         for line in dependencies.lines() {
-            let breach = forbidden.iter().find(|name| line.starts_with(**name) && !line.starts_with("dataplane-core"));
+            let breach =
+                forbidden.iter().find(|name| line.starts_with(**name) && !line.starts_with("dataplane-core"));
             assert!(breach.is_none(), "{package}/Cargo.toml depends on `{line}`, but {why}");
         }
     }
@@ -82,7 +110,12 @@ fn sources_keep_the_dependency_rule() {
         for file in files.iter().filter(|file| !file.ends_with("tests.rs")) {
             for (number, line) in code(file) {
                 let breach = forbidden.iter().find(|word| line.contains(**word));
-                assert!(breach.is_none(), "{}:{number}: `{}` breaks the rule: {why}", file.display(), line.trim());
+                assert!(
+                    breach.is_none(),
+                    "{}:{number}: `{}` breaks the rule: {why}",
+                    file.display(),
+                    line.trim()
+                );
             }
         }
     }
@@ -99,7 +132,9 @@ fn unsafe_lives_in_one_module() {
         let path = file.to_string_lossy().replace("/tests/../", "/");
         let exempt = path.contains("/dataplane/src/sys") || path.ends_with("architecture.rs");
         for (number, line) in code(&file) {
-            let is_unsafe = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"].iter().any(|word| line.contains(word));
+            let is_unsafe = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"]
+                .iter()
+                .any(|word| line.contains(word));
             assert!(!is_unsafe || exempt, "{path}:{number}: unsafe outside dataplane/src/sys");
         }
     }
@@ -123,7 +158,9 @@ fn the_project_stands_on_its_own() {
     for package in ["dataplane", "control", "benches", "tests", "fuzz/fuzz_targets"] {
         rust_files(&Path::new(ROOT).join(package), &mut files);
     }
-    for name in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "Makefile", "benches/README.md"] {
+    for name in
+        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "Makefile", "benches/README.md"]
+    {
         files.push(Path::new(ROOT).join(name));
     }
     for file in files.iter().filter(|file| !file.ends_with("architecture.rs")) {
