@@ -6,6 +6,12 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+pub mod bad;
+pub mod binary;
+pub mod capture;
+pub mod cluster;
+pub mod counts;
+pub mod daemon;
 pub mod engine;
 pub mod netlink;
 pub mod reach;

@@ -13,6 +13,7 @@ use super::{Outgoing, UdpPort};
 use crate::buffers::ReceiveBuffers;
 use crate::error::OpenError;
 use crate::probe::{self, Feature, Features, Finding, KernelVersion};
+use crate::sys;
 use crate::sys::mmsg::{Arrival, ReceiveBatch, SendBatch};
 
 /// Room for received data: about 7 ms at 10 Gb/s. The kernel counts whole buffers, so small datagrams fill it sooner.
@@ -41,9 +42,12 @@ pub(crate) struct UdpFindings {
 impl KernelUdp {
     /// Opens a socket bound to `bind`, with every feature that the kernel has and that is not in `off`.
     ///
-    /// Path MTU discovery stays at the system's default: a datagram that outgrows the path is fragmented or refused
-    /// as the route says. Datagrams without a UDP checksum are accepted over IPv4 and refused over IPv6 (RFC 8200),
-    /// as a kernel VXLAN device does unless told otherwise.
+    /// Over IPv4 the DF bit is clear, as a kernel VXLAN device has it: a datagram that outgrows the path is cut by the
+    /// router, and nobody can slow the tunnel down with forged ICMP. Over IPv6 routers do not cut, so there the system's
+    /// default stays: the kernel fragments what outgrows the path that it knows.
+    ///
+    /// Datagrams without a UDP checksum are accepted over IPv4 and refused over IPv6 (RFC 8200), as a kernel VXLAN
+    /// device does unless told otherwise.
     pub(crate) fn open(bind: SocketAddr, off: Features) -> Result<(Self, UdpFindings), OpenError> {
         let wrong = |source| OpenError::udp(bind, source);
         let socket =
@@ -54,6 +58,8 @@ impl KernelUdp {
             socket.set_recv_tclass_v6(true).map_err(wrong)?;
         } else {
             socket.set_recv_tos_v4(true).map_err(wrong)?;
+            // A kernel that does not know it keeps discovering path MTUs, which works too.
+            sys::pmtu::leave_fragments_to_routers(socket.as_fd()).ok();
         }
         setsockopt(&socket, sockopt::RxqOvfl, &1).map_err(|errno| wrong(errno.into()))?;
         let buffers = make_room(&socket).map_err(wrong)?;
