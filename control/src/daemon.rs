@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::unistd::{Pid, getppid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -33,6 +34,7 @@ const OWN_LEASE_CHECK: Duration = Duration::from_secs(30);
 
 /// Runs the node until a signal; an error is what to tell the operator.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
+    let parent = getppid();
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let store = FileStore::open(&settings.lease_dir, &settings.net_config_path, SystemClock)?;
@@ -43,7 +45,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
         _ = interrupt.recv() => return Ok(()),
     };
     let outcome = tokio::select! {
-        outcome = keep(settings, &store, &mut node) => outcome,
+        outcome = keep(settings, parent, &store, &mut node) => outcome,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
@@ -52,8 +54,12 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
 }
 
 /// The loop. Ends only with an error, or when the parent ended and that was asked for.
-async fn keep(settings: &Settings, store: &impl LeaseStore, node: &mut Node) -> anyhow::Result<()> {
-    let parent = nix::unistd::getppid();
+async fn keep(
+    settings: &Settings,
+    parent: Pid,
+    store: &impl LeaseStore,
+    node: &mut Node,
+) -> anyhow::Result<()> {
     let mut watch = store.watch().await?;
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -74,7 +80,7 @@ async fn keep(settings: &Settings, store: &impl LeaseStore, node: &mut Node) -> 
             }
             _ = look.tick() => {
                 // A thread of the parent may start us and end, so the kernel's own death signal would come too early.
-                if settings.exit_with_parent && nix::unistd::getppid() != parent {
+                if settings.exit_with_parent && getppid() != parent {
                     tracing::info!("the parent process ended");
                     return Ok(());
                 }

@@ -16,11 +16,13 @@
 //! | [`underlay`] | which interface and addresses carry the overlay |
 //! | [`backend`], [`plan`] | the whole difference between backends: pure functions from leases to wanted state |
 //! | [`daemon`] | start, the loop, stop |
+//! | [`demo`] | a cluster of daemons on this machine, and a race |
 //! | [`fuzzing`] | the bodies of the fuzz targets, as plain functions |
 #![forbid(unsafe_code)]
 
 pub mod backend;
 pub mod daemon;
+pub mod demo;
 pub mod flags;
 pub mod fuzzing;
 pub mod json;

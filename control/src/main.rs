@@ -1,9 +1,10 @@
-//! `flanneld`: parse → settle → build → run.
+//! `flanneld`: parse → settle → build → run; and the subcommand `demo`.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use control::daemon;
+use control::demo;
 use control::flags::{Help, RawFlags};
 use control::settings::{LogFormat, LogSettings, Settings};
 use tracing_subscriber::EnvFilter;
@@ -17,7 +18,10 @@ fn main() -> ExitCode {
         Ok(words) => words,
         Err(word) => return refuse(&format!("{} is not UTF-8", word.display())),
     };
-    run_daemon(words)
+    match words.first().map(String::as_str) {
+        Some("demo") => demo::main(words.into_iter().skip(1).collect()),
+        _ => run_daemon(words),
+    }
 }
 
 fn run_daemon(words: Vec<String>) -> ExitCode {

@@ -45,7 +45,7 @@ pub trait LeaseStore {
 
     /// Moves the end of our lease to 24 hours from the present, or publishes it again if it is gone.
     /// A reservation stays without an end. [`StoreError::Lost`] if somebody else holds the subnet.
-    fn renew(&self, own: &Lease) -> impl Future<Output = Result<Lease, StoreError>>;
+    fn renew(&self, network: &NetworkConfig, own: &Lease) -> impl Future<Output = Result<Lease, StoreError>>;
 
     /// Starts to watch all leases, ours too.
     fn watch(&self) -> impl Future<Output = Result<Self::Watch, StoreError>>;

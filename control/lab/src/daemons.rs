@@ -45,7 +45,7 @@ impl Backend {
 pub struct Flanneld {
     /// The program: a path to `flanneld`, or `/proc/self/exe` where the caller is one.
     pub program: PathBuf,
-    /// An empty directory of their own: leases, configuration and one `NODE.env` a node.
+    /// An empty directory of their own: leases, configuration and a directory a node with its `subnet.env`.
     pub dir: PathBuf,
     /// The backend in the network's configuration.
     pub backend: Backend,
@@ -80,7 +80,10 @@ impl Flanneld {
         fs::write(&path, format!("{config:#}\n")).with_context(|| format!("write {}", path.display()))?;
         let mut running = Vec::new();
         for node in cluster.nodes() {
-            let subnet_file = self.dir.join(format!("{}.env", node.name()));
+            // A directory each, as on real nodes: a daemon keeps its MAC beside its subnet.env.
+            let own = self.dir.join(node.name());
+            fs::create_dir_all(&own).with_context(|| format!("make {}", own.display()))?;
+            let subnet_file = own.join("subnet.env");
             let process = node.spawn(self.command(&store, &subnet_file))?;
             running.push(Daemon { node: node.name().to_owned(), subnet_file, process });
         }
