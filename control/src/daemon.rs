@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::unistd::{Pid, getppid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -28,9 +29,12 @@ pub use node::Node;
 const LOOK: Duration = Duration::from_secs(1);
 /// How often to read back the whole host, whether or not anything was told.
 const RESYNC: Duration = Duration::from_secs(5);
+/// How often to ask the store for our own lease: a watch keeps what was known of an entry that somebody spoiled.
+const OWN_LEASE_CHECK: Duration = Duration::from_secs(30);
 
 /// Runs the node until a signal; an error is what to tell the operator.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
+    let parent = getppid();
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let store = FileStore::open(&settings.lease_dir, &settings.net_config_path, SystemClock)?;
@@ -41,7 +45,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
         _ = interrupt.recv() => return Ok(()),
     };
     let outcome = tokio::select! {
-        outcome = keep(settings, &store, &mut node) => outcome,
+        outcome = keep(settings, parent, &store, &mut node) => outcome,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
@@ -50,13 +54,18 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
 }
 
 /// The loop. Ends only with an error, or when the parent ended and that was asked for.
-async fn keep(settings: &Settings, store: &impl LeaseStore, node: &mut Node) -> anyhow::Result<()> {
-    let parent = nix::unistd::getppid();
+async fn keep(
+    settings: &Settings,
+    parent: Pid,
+    store: &impl LeaseStore,
+    node: &mut Node,
+) -> anyhow::Result<()> {
     let mut watch = store.watch().await?;
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut resync = Instant::now() + RESYNC;
     let mut renewal_after = Instant::now();
+    let mut own_check = Instant::now() + OWN_LEASE_CHECK;
     loop {
         tokio::select! {
             update = watch.next() => {
@@ -65,10 +74,13 @@ async fn keep(settings: &Settings, store: &impl LeaseStore, node: &mut Node) -> 
                 node.heed(store, own).await?;
                 node.reconcile().await?;
             }
-            () = node.host_changed() => node.reconcile().await?,
+            () = node.host_changed() => {
+                node.heed_engines().await?;
+                node.reconcile().await?;
+            }
             _ = look.tick() => {
                 // A thread of the parent may start us and end, so the kernel's own death signal would come too early.
-                if settings.exit_with_parent && nix::unistd::getppid() != parent {
+                if settings.exit_with_parent && getppid() != parent {
                     tracing::info!("the parent process ended");
                     return Ok(());
                 }
@@ -76,6 +88,10 @@ async fn keep(settings: &Settings, store: &impl LeaseStore, node: &mut Node) -> 
                 if Instant::now() >= resync {
                     node.reconcile().await?;
                     resync = Instant::now() + RESYNC;
+                }
+                if Instant::now() >= own_check {
+                    node.check_own_lease(store).await?;
+                    own_check = Instant::now() + OWN_LEASE_CHECK;
                 }
                 if node.renewal_is_due(SystemClock.now()) && Instant::now() >= renewal_after {
                     // flannel tries again every minute and never gives up; neither do we, until somebody else has it.

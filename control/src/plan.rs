@@ -8,7 +8,7 @@ use dataplane_core::{Family, IpNet, Local, MacAddr, Peer, PeerTable, PeerTableEr
 use hostnet::state::{Address, HostState, LinkState, Scope};
 
 use crate::backend::{Backend, Tunnel};
-use crate::lease::{Lease, LeaseSet, Subnet};
+use crate::lease::{Lease, LeaseSet, Subnet, overlap};
 
 /// What should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,18 +113,20 @@ impl Plan {
             mac: tunnel.mac,
             addresses: vec![base],
         };
-        let mut accepted: Vec<(Subnet, Peer)> = Vec::new();
+        let mut peers: Vec<Peer> = Vec::new();
+        let mut taken = Taken::default();
         for lease in leases.peers() {
             // A node without this family is no peer of this tunnel, and no fault either.
             let Some(theirs) = net_of(&lease.subnet, tunnel.family) else { continue };
-            match peer(backend, tunnel, ours, theirs, lease, &accepted) {
-                Ok(peer) => accepted.push((lease.subnet, peer)),
+            let peer = peer(backend, tunnel, ours, theirs, lease)
+                .and_then(|peer| taken.take(theirs, lease.subnet).map(|()| peer));
+            match peer {
+                Ok(peer) => peers.push(peer),
                 Err(why) => {
                     self.refused.entry(lease.subnet).or_insert(why);
                 }
             }
         }
-        let peers: Vec<Peer> = accepted.into_iter().map(|(_, peer)| peer).collect();
         self.host.routes.extend(backend.routes(tunnel, &peers));
         self.peers.push(Peers { local, peers });
     }
@@ -144,7 +146,6 @@ fn peer(
     ours: IpNet,
     theirs: IpNet,
     lease: &Lease,
-    accepted: &[(Subnet, Peer)],
 ) -> Result<Peer, Refusal> {
     let mac: MacAddr = backend.peer_mac(tunnel, &lease.attrs.backend)?;
     let endpoint: IpAddr = match tunnel.family {
@@ -171,12 +172,27 @@ fn peer(
     if endpoint == tunnel.bind.ip() || endpoint == tunnel.public {
         return Err(Refusal::EndpointIsOurs(endpoint));
     }
-    let rival = accepted.iter().find(|(_, peer)| peer.subnets.iter().any(|net| overlap(net, &theirs)));
-    if let Some((subnet, _)) = rival {
-        return Err(Refusal::OverlapsOther(*subnet));
-    }
     // The port is not in the lease: every node has the same.
     Ok(Peer { endpoint: SocketAddr::new(endpoint, tunnel.bind.port()), mac, subnets: vec![theirs] })
+}
+
+/// Networks that do not overlap, by their first address: thousands of leases are checked against each other in one pass.
+#[derive(Debug, Default)]
+struct Taken(BTreeMap<IpAddr, (IpAddr, Subnet)>);
+
+impl Taken {
+    /// Takes the room of `net` for the lease of `subnet`, unless another lease has some of it.
+    fn take(&mut self, net: IpNet, subnet: Subnet) -> Result<(), Refusal> {
+        let (first, last) = (net.network(), net.broadcast());
+        // Of ranges that do not overlap only the last that begins before our end can reach into ours.
+        match self.0.range(..=last).next_back() {
+            Some((_, (end, other))) if *end >= first => Err(Refusal::OverlapsOther(*other)),
+            _ => {
+                self.0.insert(first, (last, subnet));
+                Ok(())
+            }
+        }
+    }
 }
 
 fn net_of(subnet: &Subnet, family: Family) -> Option<IpNet> {
@@ -184,10 +200,6 @@ fn net_of(subnet: &Subnet, family: Family) -> Option<IpNet> {
         Family::V4 => subnet.v4().map(IpNet::V4),
         Family::V6 => subnet.v6().map(IpNet::V6),
     }
-}
-
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(b) || b.contains(a)
 }
 
 fn is_broadcast(ip: IpAddr) -> bool {

@@ -45,7 +45,7 @@ pub trait LeaseStore {
 
     /// Moves the end of our lease to 24 hours from the present, or publishes it again if it is gone.
     /// A reservation stays without an end. [`StoreError::Lost`] if somebody else holds the subnet.
-    fn renew(&self, own: &Lease) -> impl Future<Output = Result<Lease, StoreError>>;
+    fn renew(&self, network: &NetworkConfig, own: &Lease) -> impl Future<Output = Result<Lease, StoreError>>;
 
     /// Starts to watch all leases, ours too.
     fn watch(&self) -> impl Future<Output = Result<Self::Watch, StoreError>>;
@@ -75,7 +75,7 @@ pub enum StoreError {
     Config(#[from] ConfigError),
     /// There is no network configuration.
     #[error(
-        "no network configuration: {} is not there. Write one, for example \
+        "no network configuration: looked for {}. Write one, for example \
          {{\"Network\": \"10.5.0.0/16\", \"Backend\": {{\"Type\": \"vxlan\"}}}}",
         tried.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ")
     )]

@@ -21,10 +21,12 @@ mod board;
 mod deliver;
 mod send;
 mod serve;
+mod shared;
 mod worker;
 
 use serve::{Readiness, serve};
-pub use worker::{Ready, Shared, Turn, Worker, WorkerConfig};
+pub use shared::Shared;
+pub use worker::{Ready, Turn, Worker, WorkerConfig};
 
 /// What an engine is made of.
 #[derive(Clone, Debug)]

@@ -131,3 +131,29 @@ pub enum EngineError {
     #[error("the engine's worker failed; the log has the panic message. Please report it")]
     Failed,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_says_what_to_do() {
+        let addr: SocketAddr = "192.0.2.1:8472".parse().unwrap();
+        let tun = |errno| OpenError::tun("flannel.1", io::Error::from_raw_os_error(errno)).to_string();
+        let udp = |errno| OpenError::udp(addr, io::Error::from_raw_os_error(errno)).to_string();
+        for (text, what, remedy) in [
+            (tun(libc::ENOENT), "/dev/net/tun is missing", "modprobe tun"),
+            (tun(libc::ENODEV), "/dev/net/tun is missing", "--device /dev/net/tun"),
+            (tun(libc::EPERM), "not permitted to make the TUN device flannel.1", "CAP_NET_ADMIN"),
+            (tun(libc::EACCES), "not permitted to make the TUN device flannel.1", "Run as root"),
+            (tun(libc::EBUSY), "a link named flannel.1 exists already", "ip link delete flannel.1"),
+            (tun(libc::ENOMEM), "cannot make the TUN device flannel.1", "dmesg"),
+            (udp(libc::EADDRINUSE), "UDP 192.0.2.1:8472 is taken", "ss -ulnp"),
+            (udp(libc::EADDRNOTAVAIL), "no interface here has this address", "--iface"),
+            (udp(libc::EACCES), "not permitted to bind UDP 192.0.2.1:8472", "Run as root"),
+            (udp(libc::EAFNOSUPPORT), "cannot open UDP 192.0.2.1:8472", "address family"),
+        ] {
+            assert!(text.contains(what) && text.contains(remedy), "{text}");
+        }
+    }
+}

@@ -1,11 +1,13 @@
 //! The only unsafe code of the workspace: system calls that `tun-rs`, `nix`, `socket2` and `mio` do not wrap safely.
 //!
-//! Each unsafe block makes one call and says why it is sound. Two things live here:
+//! Each unsafe block makes one call and says why it is sound. Three things live here:
 //!
 //! - [`tun`]: the three ioctls that put a TUN queue into virtio shape.
 //! - [`mmsg`]: `sendmmsg` and `recvmmsg` with control messages of their own for every message. `nix` has both
 //!   calls, but with one set of control messages for the whole batch, so it cannot give each message its own
 //!   `UDP_SEGMENT`.
+//! - [`pmtu`]: one socket option.
 
 pub(crate) mod mmsg;
+pub(crate) mod pmtu;
 pub(crate) mod tun;

@@ -52,7 +52,7 @@ const SOURCES: &[(&str, &[&str], &str)] = &[
     ("dataplane/core/src/split.rs", &["std::", "Vec<", "alloc::"], "splitting allocates nothing"),
     (
         "dataplane/src/engine",
-        &["crate::sys", "tokio", "nix::"],
+        &["crate::sys", "tokio", "use nix"],
         "the engine sees the kernel through the io traits only",
     ),
     ("dataplane/src/io", &["crate::engine"], "queues and ports do not know who drives them"),
@@ -60,8 +60,8 @@ const SOURCES: &[(&str, &[&str], &str)] = &[
     ("control/src/lease", &["tokio", "std::fs", "async fn"], "leases are values"),
     (
         "control/src/network.rs",
-        &["tokio", "std::fs", "async fn"],
-        "net-conf.json is parsed from a text, wherever that came from",
+        &["tokio", "async fn", "hostnet"],
+        "net-conf.json is a text, wherever it came from",
     ),
     ("control/src/store", &["crate::backend", "crate::plan"], "stores know nothing of what leases are for"),
     ("control/src/backend", &["crate::store"], "backends do not care where leases come from"),

@@ -24,10 +24,12 @@ mod apply;
 mod link;
 mod neighbour;
 mod route;
+mod vxlan;
 mod watch;
 
-pub use link::{LinkSettings, Vxlan};
+pub use link::LinkSettings;
 pub use route::Reach;
+pub use vxlan::{Ensured, Vxlan};
 pub use watch::{Noticed, Watch};
 
 /// One connection to the kernel's network state. Clones share it. Futures are to be polled on the runtime that was

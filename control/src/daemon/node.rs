@@ -10,10 +10,11 @@ use hostnet::kernel::{Kernel, LinkSettings, Watch};
 use hostnet::reconcile::{Outcome, converge};
 use hostnet::subnet_env::SubnetEnv;
 
-use super::own_lease::{OwnLease, own_lease};
+use super::own_lease::{OwnLease, own_lease, renewal_is_due};
 use super::start::open_engine;
 use crate::backend::{Backend, Tunnel};
 use crate::lease::{Lease, LeaseChange, LeaseSet, LeaseUpdate, Subnet};
+use crate::network::NetworkConfig;
 use crate::plan::{Peers, Plan, Refusal};
 use crate::settings::Settings;
 use crate::store::{LeaseStore, StoreError};
@@ -26,6 +27,7 @@ const TX_QUEUE_LEN: u32 = 1000;
 /// A running node.
 pub struct Node {
     settings: Settings,
+    network: NetworkConfig,
     kernel: Kernel,
     /// `None` when the kernel's notifications ended; the tick remains.
     watch: Option<Watch>,
@@ -51,6 +53,7 @@ pub(super) struct Carrier {
     published: Option<Peers>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one or two live, as long as the node")]
 enum State {
     /// The device is there and has yet to get its address.
     Open(Engine),
@@ -85,7 +88,7 @@ impl Carrier {
 
 impl Node {
     pub(super) fn new(
-        settings: Settings,
+        (settings, network): (Settings, NetworkConfig),
         (kernel, watch): (Kernel, Watch),
         underlay: Underlay,
         backend: Backend,
@@ -95,6 +98,7 @@ impl Node {
     ) -> Self {
         Self {
             settings,
+            network,
             kernel,
             watch: Some(watch),
             underlay,
@@ -114,14 +118,15 @@ impl Node {
     /// The first time: devices get their addresses and routes, then the engines run, then subnet.env says so.
     pub(super) async fn bring_up(&mut self) -> anyhow::Result<()> {
         self.prepare_devices().await?;
-        let outcome = self.converge().await;
+        let plan = self.plan();
+        let outcome = self.converge(&plan).await;
         if let Some((change, error)) = outcome.failed.first() {
             bail!("cannot set up the overlay's device: {change}: {error}");
         }
         if let Some(error) = outcome.unread {
             return Err(error.into());
         }
-        self.provide_peers()?;
+        self.provide_peers(&plan)?;
         self.write_subnet_env();
         tracing::info!(
             subnet = %self.own.subnet,
@@ -152,11 +157,12 @@ impl Node {
     /// Reads the host and puts it in shape; what cannot be done is said once and tried again at the next call.
     pub(super) async fn reconcile(&mut self) -> anyhow::Result<()> {
         self.reopen_engines().await?;
+        let plan = self.plan();
         // Peers before routes: a packet that a new route brings finds its peer.
-        self.provide_peers_to_running()?;
-        let outcome = self.converge().await;
+        self.inform_running(&plan)?;
+        let outcome = self.converge(&plan).await;
         if outcome.unread.is_none() {
-            self.provide_peers()?;
+            self.provide_peers(&plan)?;
         }
         self.report(&outcome);
         self.changed = false;
@@ -183,8 +189,7 @@ impl Node {
         std::future::pending().await
     }
 
-    async fn converge(&mut self) -> Outcome {
-        let plan = self.plan();
+    async fn converge(&self, plan: &Plan) -> Outcome {
         converge(&self.kernel, &Plan::scope(&self.backend), &plan.host).await
     }
 
@@ -199,31 +204,36 @@ impl Node {
         plan
     }
 
-    fn provide_peers(&mut self) -> anyhow::Result<()> {
-        let plan = self.plan();
+    /// Gives every engine its peers; one whose device was waiting for its address begins to run.
+    fn provide_peers(&mut self, plan: &Plan) -> anyhow::Result<()> {
         for (carrier, peers) in self.carriers.iter_mut().zip(&plan.peers) {
             carrier.provide(peers).with_context(|| format!("run the engine on {}", carrier.tunnel.device))?;
         }
         Ok(())
     }
 
-    fn provide_peers_to_running(&mut self) -> anyhow::Result<()> {
-        let plan = self.plan();
-        for (carrier, peers) in self.carriers.iter_mut().zip(&plan.peers) {
-            if matches!(carrier.engine, State::Running(_)) {
-                carrier.provide(peers)?;
-            }
+    fn inform_running(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        let carriers = self.carriers.iter_mut().zip(&plan.peers);
+        for (carrier, peers) in carriers.filter(|(carrier, _)| matches!(carrier.engine, State::Running(_))) {
+            carrier.provide(peers)?;
         }
         Ok(())
     }
 
     fn report(&mut self, outcome: &Outcome) {
-        for change in &outcome.applied {
-            if self.changed {
+        for (at, change) in outcome.applied.iter().enumerate() {
+            // A device that went down loses every route: thousands of lines would say no more than a few.
+            if self.changed || at >= 3 {
                 tracing::debug!("{change}");
             } else {
                 tracing::warn!("somebody had changed what is ours, put right: {change}");
             }
+        }
+        if !self.changed && outcome.applied.len() > 3 {
+            tracing::warn!(
+                "somebody had changed what is ours, put right: {} things more",
+                outcome.applied.len() - 3
+            );
         }
         let trouble = (!outcome.is_settled()).then(|| outcome.to_string());
         if trouble == self.trouble {
@@ -290,6 +300,16 @@ impl Node {
         }
     }
 
+    /// Asks the store itself for our lease, and publishes it again if it is not what it should be. A store that cannot
+    /// be reached is the watch's to complain about.
+    pub(super) async fn check_own_lease(&mut self, store: &impl LeaseStore) -> anyhow::Result<()> {
+        let Some(owner) = self.own.attrs.owner() else { return Ok(()) };
+        let Ok(held) = store.held_by(owner).await else { return Ok(()) };
+        let snapshot = LeaseUpdate::Snapshot(held.into_iter().collect());
+        let own = self.own_state(&snapshot);
+        self.heed(store, own).await
+    }
+
     /// Takes an update of the leases in.
     pub(super) fn apply(&mut self, update: LeaseUpdate) {
         for change in self.leases.apply(update) {
@@ -313,12 +333,12 @@ impl Node {
 
     /// The lease ends within the margin.
     pub(super) fn renewal_is_due(&self, now: SystemTime) -> bool {
-        self.own.expires.is_some_and(|end| end <= now + self.settings.renew_margin)
+        renewal_is_due(&self.own, self.settings.renew_margin, now)
     }
 
     /// Renews the lease. That it is lost is an error; that the store cannot be reached is said and tried again.
     pub(super) async fn renew(&mut self, store: &impl LeaseStore) -> anyhow::Result<()> {
-        match store.renew(&self.own).await {
+        match store.renew(&self.network, &self.own).await {
             Ok(lease) => {
                 tracing::info!(subnet = %lease.subnet, reservation = lease.expires.is_none(), "Lease renewed");
                 self.own = lease;

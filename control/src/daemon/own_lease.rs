@@ -1,10 +1,11 @@
 //! What a lease update says about our own lease. Pure.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::lease::{Lease, LeaseUpdate};
 
 /// The state of our lease as the store tells it.
+#[expect(clippy::large_enum_variant, reason = "one lives at a time")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum OwnLease {
     /// Nothing was said, or nothing new.
@@ -34,11 +35,16 @@ pub(super) fn own_lease(own: &Lease, update: &LeaseUpdate) -> OwnLease {
     }
 }
 
+/// The lease ends within `margin`. A reservation never does.
+pub(super) fn renewal_is_due(own: &Lease, margin: Duration, now: SystemTime) -> bool {
+    own.expires.is_some_and(|end| end <= now + margin)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::lease::{BackendData, Key, LeaseAttrs};
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     fn lease(third: u8, host: u8) -> Lease {
         Lease {
@@ -57,12 +63,11 @@ mod tests {
         let own = lease(1, 1);
         let other = lease(2, 2);
         let snapshot = |leases: &[&Lease]| LeaseUpdate::Snapshot(leases.iter().copied().cloned().collect());
-        let moved = Lease { expires: None, ..own.clone() };
+        let mut moved = own.clone();
+        moved.expires = None;
         let stolen = lease(1, 9);
-        let overwritten = Lease {
-            attrs: LeaseAttrs { public_ipv6: Some("fd00::1".parse().unwrap()), ..own.attrs.clone() },
-            ..own.clone()
-        };
+        let mut overwritten = own.clone();
+        overwritten.attrs.public_ipv6 = Some("fd00::1".parse().unwrap());
         for (update, expected) in [
             (snapshot(&[&own, &other]), OwnLease::Unchanged),
             (snapshot(&[&other]), OwnLease::Republish),
@@ -75,5 +80,17 @@ mod tests {
         ] {
             assert_eq!(own_lease(&own, &update), expected, "{update:?}");
         }
+    }
+
+    #[test]
+    fn a_lease_is_renewed_a_margin_before_its_end_and_a_reservation_never() {
+        let mut own = lease(1, 1);
+        let due = |own: &Lease, seconds| {
+            renewal_is_due(own, Duration::from_secs(40), UNIX_EPOCH + Duration::from_secs(seconds))
+        };
+        assert!(!due(&own, 59));
+        assert!(due(&own, 60) && due(&own, 1000));
+        own.expires = None;
+        assert!(!due(&own, u32::MAX.into()));
     }
 }

@@ -48,7 +48,8 @@ pub(super) async fn start(settings: &Settings, store: &impl LeaseStore) -> anyho
     let watch = Watch::open(names.chain([underlay.device.clone()])).await?;
     let mut leases = LeaseSet::new(own.subnet);
     leases.apply(store.watch().await?.next().await);
-    let mut node = Node::new(settings.clone(), (kernel, watch), underlay, backend, own, leases, carriers);
+    let mut node =
+        Node::new((settings.clone(), network), (kernel, watch), underlay, backend, own, leases, carriers);
     node.bring_up().await?;
     Ok(node)
 }

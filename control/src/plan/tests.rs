@@ -1,3 +1,5 @@
+//! The plan, backend by backend.
+
 use super::*;
 use crate::lease::{BackendData, Key, LeaseAttrs, LeaseUpdate, VxlanData};
 use crate::network::NetworkConfig;
@@ -168,6 +170,26 @@ fn leases_that_would_do_harm_are_refused_with_the_reason() {
     let twice = [lease("10.5.2.0-24", 2, vxlan(2)), lease("10.5.2.0-24&fd00:5:0:2::-64", 3, vxlan(3))];
     let plan = plan(&backend("vxlan"), vxlan(1), twice.to_vec());
     assert!(plan.refused[&twice[1].subnet].to_string().contains("overlaps the lease of 10.5.2.0/24"));
+}
+
+#[test]
+fn ten_thousand_leases_are_planned_in_one_pass() {
+    let network = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#;
+    let config = NetworkConfig::parse(network.as_bytes()).unwrap();
+    let backend = Backend::new(&config, &underlay(), |_| mac(1)).unwrap();
+    let others: Vec<Lease> = (0..10_000u32)
+        .map(|n| {
+            let net = dataplane_core::Ipv4Net::new((0x0a01_0000 + (n << 8)).into(), 24).unwrap();
+            let mut lease = Lease { subnet: Subnet::V4(net), ..lease("10.5.9.0-24", 9, vxlan(9)) };
+            lease.attrs.public_ip = Some((0xc612_0000 + n).into());
+            lease
+        })
+        .collect();
+    let plan = plan(&backend, vxlan(1), others);
+    // One of them has our own subnet, and that is no peer.
+    assert_eq!(plan.peers[0].peers.len() + plan.refused.len(), 10_000);
+    assert_eq!(plan.refused.len(), 1, "{:?}", plan.refused);
+    assert!(plan.peers[0].table().is_ok());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use dataplane_core::IpNet;
 
 use super::{LeaseRequest, StoreError};
-use crate::lease::{Lease, Subnet};
+use crate::lease::{Lease, Subnet, overlap};
 use crate::network::{NetworkConfig, Pool};
 
 /// Among how many free subnets one is drawn. Drawing makes nodes that start together rarely want the same one.
@@ -55,15 +55,17 @@ pub fn decide(
         let origin = Origin::Held { reservation: held.expires.is_none() };
         return Ok(Decision { subnet: held.subnet, origin, release });
     }
-    let taken: Vec<Subnet> = leases
+    let taken: Vec<IpNet> = leases
         .iter()
         .map(|lease| lease.subnet)
         .filter(|subnet| !release.contains(subnet))
         .chain(unreadable.iter().copied())
+        .flat_map(|subnet| subnet.nets().collect::<Vec<_>>())
+        .filter(|net| counts(network, net))
         .collect();
     if let Some(previous) = request.previous
         && fits(network, &previous)
-        && !taken.iter().any(|subnet| subnet.overlaps(&previous))
+        && !previous.nets().any(|ours| taken.iter().any(|theirs| overlap(&ours, theirs)))
     {
         return Ok(Decision { subnet: previous, origin: Origin::Previous, release });
     }
@@ -86,8 +88,25 @@ pub fn fits(network: &NetworkConfig, subnet: &Subnet) -> bool {
     half(&network.v4, subnet.v4().map(IpNet::V4)) && half(&network.v6, subnet.v6().map(IpNet::V6))
 }
 
-fn draw_from(pool: &Pool, taken: &[Subnet], random: &mut fastrand::Rng) -> Result<IpNet, StoreError> {
-    let mut used: Vec<_> = taken.iter().flat_map(Subnet::nets).filter_map(|net| pool.indices(&net)).collect();
+/// Who has what is ours: the entry of our subnet with another owner, or, if our entry is gone, one that overlaps it.
+pub fn rival<'a>(network: &NetworkConfig, own: &Lease, leases: &'a [Lease]) -> Option<&'a Lease> {
+    if let Some(holder) = leases.iter().find(|lease| lease.subnet == own.subnet) {
+        return (holder.attrs.owner() != own.attrs.owner()).then_some(holder);
+    }
+    leases.iter().find(|lease| {
+        let mut nets = lease.subnet.nets().filter(|net| counts(network, net));
+        nets.any(|theirs| own.subnet.nets().any(|ours| overlap(&ours, &theirs)))
+    })
+}
+
+/// A lease's network takes room if it is a part of the cluster's. An entry that spans all of it, or lies elsewhere, is
+/// nobody's lease here, and must not keep everybody out.
+fn counts(network: &NetworkConfig, net: &IpNet) -> bool {
+    network.pools().any(|pool| pool.network().contains(net) && *net != pool.network())
+}
+
+fn draw_from(pool: &Pool, taken: &[IpNet], random: &mut fastrand::Rng) -> Result<IpNet, StoreError> {
+    let mut used: Vec<_> = taken.iter().filter_map(|net| pool.indices(net)).collect();
     used.sort_unstable_by_key(|range| *range.start());
     let mut free = Vec::with_capacity(CANDIDATES);
     let mut next = 0;
@@ -191,6 +210,20 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_spans_the_network_keeps_nobody_out() {
+        let network = network(r#"{"Network": "10.5.0.0/16"}"#);
+        for hostile in ["0.0.0.0-0", "10.0.0.0-8", "10.5.0.0-16"] {
+            let leases = [lease(hostile, 9)];
+            let previous = Some("10.5.7.0-24");
+            let decision = decide_seeded(&network, &request(1, previous), &leases, &[], 1).unwrap();
+            assert_eq!(decision.subnet.to_string(), "10.5.7.0/24");
+            assert_eq!(rival(&network, &lease("10.5.7.0-24", 1), &leases), None);
+        }
+        let part = [lease("10.5.0.0-17", 9)];
+        assert_eq!(rival(&network, &lease("10.5.7.0-24", 1), &part), Some(&part[0]));
+    }
+
+    #[test]
     fn both_families_are_drawn_for_both() {
         let network =
             network(r#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48"}"#);
@@ -217,7 +250,10 @@ mod tests {
             let request = LeaseRequest { attrs: attrs(1), previous: Some(previous) };
             if let Ok(decision) = decide_seeded(&network, &request, &leases, &[], seed) {
                 prop_assert!(fits(&network, &decision.subnet));
-                prop_assert!(!leases.iter().any(|lease| lease.subnet.overlaps(&decision.subnet)));
+                for theirs in leases.iter().flat_map(|lease| lease.subnet.nets().collect::<Vec<_>>()) {
+                    let taken = decision.subnet.nets().any(|ours| overlap(&ours, &theirs));
+                    prop_assert!(!taken || !counts(&network, &theirs), "{} overlaps {theirs}", decision.subnet);
+                }
             }
         }
     }

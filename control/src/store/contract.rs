@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use super::{LeaseRequest, LeaseStore, LeaseWatch, StoreError};
-use crate::lease::{BackendData, Key, LEASE_TTL, Lease, LeaseAttrs, LeaseUpdate, Subnet, VxlanData};
+use crate::lease::{BackendData, Key, LEASE_TTL, Lease, LeaseAttrs, LeaseUpdate, Subnet, VxlanData, overlap};
 use dataplane_core::MacAddr;
 
 /// One empty store and its time.
@@ -61,6 +61,7 @@ macro_rules! lease_store_contract {
             a_deleted_lease_that_overlaps_another_is_lost,
             the_watch_tells_joins_changes_and_ends,
             an_entry_that_makes_no_sense_costs_nobody_else,
+            a_lease_that_is_spoiled_is_no_node_that_left,
             both_families_are_leased_together,
             the_mac_of_an_earlier_run_is_found,
             without_a_public_address_there_is_no_lease,
@@ -87,6 +88,12 @@ async fn acquire<H: Harness>(h: &H, host: u8, previous: Option<&str>) -> Result<
     let store = h.store();
     let network = store.network().await?;
     store.acquire(&network, &LeaseRequest { attrs: attrs(host), previous: previous.map(subnet) }).await
+}
+
+async fn renew<H: Harness>(h: &H, own: &Lease) -> Result<Lease, StoreError> {
+    let store = h.store();
+    let network = store.network().await?;
+    store.renew(&network, own).await
 }
 
 /// The leases that the next snapshot or event leaves.
@@ -211,7 +218,7 @@ pub(crate) async fn renewing_moves_the_end<H: Harness>(h: H) {
     h.configure(NETWORK);
     let lease = acquire(&h, 1, None).await.unwrap();
     h.advance(Duration::from_secs(3600));
-    let renewed = h.store().renew(&lease).await.unwrap();
+    let renewed = renew(&h, &lease).await.unwrap();
     assert_eq!(renewed.expires.unwrap(), lease.expires.unwrap() + Duration::from_secs(3600));
     h.advance(LEASE_TTL - Duration::from_secs(60));
     assert_eq!(h.store().held_by(ip(1).into()).await.unwrap(), Some(renewed));
@@ -223,7 +230,7 @@ pub(crate) async fn a_reservation_stays_one<H: Harness>(h: H) {
     for _ in 0..3 {
         let lease = acquire(&h, 1, None).await.unwrap();
         assert_eq!((lease.subnet, lease.expires), (subnet("10.5.77.0-24"), None));
-        assert_eq!(h.store().renew(&lease).await.unwrap().expires, None);
+        assert_eq!(renew(&h, &lease).await.unwrap().expires, None);
         h.advance(LEASE_TTL * 3);
     }
 }
@@ -243,7 +250,7 @@ pub(crate) async fn a_lease_of_another_owner_is_never_overwritten<H: Harness>(h:
     h.advance(LEASE_TTL + Duration::from_secs(1));
     let theirs = acquire(&h, 2, None).await.unwrap();
     assert_eq!(theirs.subnet, mine.subnet);
-    let error = h.store().renew(&mine).await.unwrap_err();
+    let error = renew(&h, &mine).await.unwrap_err();
     let StoreError::Lost { owner, .. } = error else { panic!("{error}") };
     assert_eq!(owner, IpAddr::from(ip(2)));
     assert_eq!(h.store().held_by(ip(2).into()).await.unwrap(), Some(theirs));
@@ -254,7 +261,7 @@ pub(crate) async fn a_deleted_lease_is_published_again<H: Harness>(h: H) {
     let mine = acquire(&h, 1, None).await.unwrap();
     h.delete(&mine.subnet.key().to_string());
     assert_eq!(h.store().held_by(ip(1).into()).await.unwrap(), None);
-    let again = h.store().renew(&mine).await.unwrap();
+    let again = renew(&h, &mine).await.unwrap();
     assert_eq!((again.subnet, &again.attrs), (mine.subnet, &mine.attrs));
     assert_eq!(h.store().held_by(ip(1).into()).await.unwrap(), Some(again));
 }
@@ -264,7 +271,7 @@ pub(crate) async fn a_deleted_lease_that_overlaps_another_is_lost<H: Harness>(h:
     let mine = acquire(&h, 1, Some("10.5.8.0-24")).await.unwrap();
     h.delete("10.5.8.0-24");
     h.reserve("10.5.8.0-22", r#"{"PublicIP":"192.0.2.9"}"#);
-    assert!(matches!(h.store().renew(&mine).await, Err(StoreError::Lost { .. })));
+    assert!(matches!(renew(&h, &mine).await, Err(StoreError::Lost { .. })));
 }
 
 pub(crate) async fn the_watch_tells_joins_changes_and_ends<H: Harness>(h: H) {
@@ -280,7 +287,7 @@ pub(crate) async fn the_watch_tells_joins_changes_and_ends<H: Harness>(h: H) {
         attrs: LeaseAttrs { backend: BackendData::Vxlan { v4: Some(data), v6: None }, ..one.attrs.clone() },
         ..one.clone()
     };
-    let changed = h.store().renew(&changed).await.unwrap();
+    let changed = renew(&h, &changed).await.unwrap();
     watch_until(&mut watch, &mut known, |leases| leases.contains(&changed) && !leases.contains(&one)).await;
     let two = acquire(&h, 2, None).await.unwrap();
     watch_until(&mut watch, &mut known, |leases| leases.contains(&two) && leases.contains(&changed)).await;
@@ -298,10 +305,27 @@ pub(crate) async fn an_entry_that_makes_no_sense_costs_nobody_else<H: Harness>(h
     let mut known = Vec::new();
     next_leases(&mut h.store().watch().await.unwrap(), &mut known).await;
     assert_eq!(known, std::slice::from_ref(&mine));
-    assert!(h.store().renew(&mine).await.is_ok());
+    assert!(renew(&h, &mine).await.is_ok());
     assert!(acquire(&h, 2, None).await.is_err(), "its subnet may be somebody's");
     h.delete("10.5.3.0-24");
     assert!(acquire(&h, 2, None).await.is_ok());
+}
+
+pub(crate) async fn a_lease_that_is_spoiled_is_no_node_that_left<H: Harness>(h: H) {
+    h.configure(NETWORK);
+    let one = acquire(&h, 1, None).await.unwrap();
+    let two = acquire(&h, 2, None).await.unwrap();
+    let mut watch = h.store().watch().await.unwrap();
+    let mut known = Vec::new();
+    watch_until(&mut watch, &mut known, |leases| leases.contains(&one) && leases.contains(&two)).await;
+    h.spoil(&two.subnet.key().to_string(), b"{\"PublicIP\":\"192");
+    let three = acquire(&h, 3, None).await.unwrap();
+    watch_until(&mut watch, &mut known, |leases| leases.contains(&three)).await;
+    assert!(known.contains(&two), "what was known stays");
+    assert_eq!(h.store().held_by(ip(2).into()).await.unwrap(), None, "its owner can tell");
+    assert_eq!(renew(&h, &two).await.unwrap().subnet, two.subnet, "and mend it");
+    h.advance(LEASE_TTL * 2);
+    watch_until(&mut watch, &mut known, <[Lease]>::is_empty).await;
 }
 
 pub(crate) async fn both_families_are_leased_together<H: Harness>(h: H) {
@@ -309,7 +333,10 @@ pub(crate) async fn both_families_are_leased_together<H: Harness>(h: H) {
     let lease = acquire(&h, 1, Some("10.5.7.0-24&fd00:5:0:7::-64")).await.unwrap();
     assert_eq!(lease.subnet, subnet("10.5.7.0-24&fd00:5:0:7::-64"));
     let other = acquire(&h, 2, None).await.unwrap();
-    assert!(matches!(other.subnet, Subnet::Dual(..)) && !other.subnet.overlaps(&lease.subnet));
+    assert!(matches!(other.subnet, Subnet::Dual(..)));
+    for ours in lease.subnet.nets() {
+        assert!(!other.subnet.nets().any(|theirs| overlap(&ours, &theirs)));
+    }
     assert_eq!(acquire(&h, 1, None).await.unwrap().subnet, lease.subnet);
 }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::allocate::{Decision, Origin, decide};
+use super::allocate::{Decision, Origin, decide, rival};
 use super::{Clock, LeaseRequest, LeaseStore, StoreError, SystemClock, lease_end};
 use crate::lease::{Lease, Subnet, print_value};
 use crate::network::NetworkConfig;
@@ -156,14 +156,11 @@ impl<C: Clock> LeaseStore for FileStore<C> {
         Ok(lease)
     }
 
-    async fn renew(&self, own: &Lease) -> Result<Lease, StoreError> {
+    async fn renew(&self, network: &NetworkConfig, own: &Lease) -> Result<Lease, StoreError> {
         let _lock = self.lock().await?;
         let scan = self.scan_locked()?;
         let holder = scan.leases.iter().find(|lease| lease.subnet == own.subnet);
-        let rival = holder.filter(|lease| lease.attrs.owner() != own.attrs.owner()).or_else(|| {
-            scan.leases.iter().find(|other| other.subnet != own.subnet && other.subnet.overlaps(&own.subnet))
-        });
-        if let Some(rival) = rival
+        if let Some(rival) = rival(network, own, &scan.leases)
             && let Some(owner) = rival.attrs.owner()
         {
             return Err(StoreError::Lost { subnet: own.subnet, owner, theirs: rival.subnet });

@@ -394,7 +394,8 @@ impl Inbound<'_> {
         if taken { Ok(()) } else { Err(bare(DropReason::BatchFull)) }
     }
 
-    /// The payload size at which a packet over the MTU must be cut, if it is one that a kernel peer left whole.
+    /// The payload size at which a packet must be cut, if it is one that a kernel peer left whole: longer than the MTU, or
+    /// of datagrams so small (`gso_size` is not 0) that all of them fit it.
     fn giant_size(
         &self,
         packet: &[u8],
@@ -403,7 +404,7 @@ impl Inbound<'_> {
         gso_size: usize,
     ) -> Result<Option<usize>, DropReason> {
         let mtu = usize::from(self.config.mtu.get());
-        if ip.len <= mtu {
+        if ip.len <= mtu && gso_size == 0 {
             return Ok(None);
         }
         let size = match ip.protocol {

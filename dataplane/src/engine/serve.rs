@@ -9,7 +9,8 @@ use std::time::Instant;
 use mio::unix::SourceFd;
 use mio::{Interest, Poll, Token, Waker};
 
-use super::worker::{Shared, Turn, Worker};
+use super::shared::Shared;
+use super::worker::{Turn, Worker};
 use crate::io::{TunQueue, UdpPort};
 
 const TUN: Token = Token(0);

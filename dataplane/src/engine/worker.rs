@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use arc_swap::{ArcSwap, Cache};
 use dataplane_core::{
@@ -15,9 +15,9 @@ use dataplane_core::{
     TxBatch, TxLimits,
 };
 
-use super::board::Board;
 use super::deliver::Delivery;
 use super::send::send_batch;
+use super::shared::Shared;
 use crate::buffers::{ReceiveBuffers, TUN_READ_LEN};
 use crate::event::{EngineEvent, Events};
 use crate::io::{TunQueue, UdpPort};
@@ -38,48 +38,6 @@ const SINGLE_SLOTS: u16 = 64;
 const SINGLE_RECEIVES: usize = 8;
 /// Failed receives in a row after which the socket is given up.
 const RECEIVE_FAILURES: u32 = 64;
-
-/// What a worker shares with the engine's handle.
-pub struct Shared {
-    /// The peers as of the last publication.
-    pub(super) table: Arc<ArcSwap<PeerTable>>,
-    /// The counters as of the end of the last turn.
-    pub(super) board: Board,
-    /// The worker shall end.
-    pub(super) stop: AtomicBool,
-    /// The next turn that reads a packet shall fail: for tests of what happens then.
-    pub(super) fault: AtomicBool,
-}
-
-impl Shared {
-    /// A worker's share, with its first peer table.
-    #[must_use]
-    pub fn new(table: PeerTable) -> Arc<Self> {
-        Arc::new(Self {
-            table: Arc::new(ArcSwap::from_pointee(table)),
-            board: Board::default(),
-            stop: AtomicBool::new(false),
-            fault: AtomicBool::new(false),
-        })
-    }
-
-    /// Replaces the peer table from the next turn on.
-    pub fn publish(&self, table: PeerTable) {
-        self.table.store(Arc::new(table));
-    }
-
-    /// The counters as of the end of the last turn.
-    #[must_use]
-    pub fn counters(&self) -> Counters {
-        self.board.read()
-    }
-
-    /// Makes the worker panic while it holds the next packet that it reads from the TUN.
-    #[doc(hidden)]
-    pub fn fail_once(&self) {
-        self.fault.store(true, Ordering::Relaxed);
-    }
-}
 
 /// How a worker forwards.
 #[derive(Clone, Debug)]

@@ -25,7 +25,7 @@ impl KernelTun {
     /// Makes the TUN device `name`, without address and down, in the network namespace of this thread.
     ///
     /// It is made with multiple queues allowed, so that workers can be added while it lives; with a single queue
-    /// that costs nothing, for the kernel hashes flows only when there are more.
+    /// no cost could be measured, for the kernel hashes flows only when there are more.
     pub(crate) fn open(name: &str, off: Features) -> Result<(Self, TunFindings), OpenError> {
         check_name(name)?;
         let node = Path::new("/dev/net/tun");

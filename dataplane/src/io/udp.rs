@@ -13,6 +13,7 @@ use super::{Outgoing, UdpPort};
 use crate::buffers::ReceiveBuffers;
 use crate::error::OpenError;
 use crate::probe::{self, Feature, Features, Finding, KernelVersion};
+use crate::sys;
 use crate::sys::mmsg::{Arrival, ReceiveBatch, SendBatch};
 
 /// Room for received data: about 7 ms at 10 Gb/s. The kernel counts whole buffers, so small datagrams fill it sooner.
@@ -41,9 +42,12 @@ pub(crate) struct UdpFindings {
 impl KernelUdp {
     /// Opens a socket bound to `bind`, with every feature that the kernel has and that is not in `off`.
     ///
-    /// Path MTU discovery stays at the system's default: a datagram that outgrows the path is fragmented or refused
-    /// as the route says. Datagrams without a UDP checksum are accepted over IPv4 and refused over IPv6 (RFC 8200),
-    /// as a kernel VXLAN device does unless told otherwise.
+    /// Over IPv4 the DF bit is clear, as a kernel VXLAN device has it: a datagram that outgrows the path is cut by the
+    /// router, and nobody can slow the tunnel down with forged ICMP. Over IPv6 routers do not cut, so there the system's
+    /// default stays: the kernel fragments what outgrows the path that it knows.
+    ///
+    /// Datagrams without a UDP checksum are accepted over IPv4 and refused over IPv6 (RFC 8200), as a kernel VXLAN
+    /// device does unless told otherwise.
     pub(crate) fn open(bind: SocketAddr, off: Features) -> Result<(Self, UdpFindings), OpenError> {
         let wrong = |source| OpenError::udp(bind, source);
         let socket =
@@ -54,6 +58,8 @@ impl KernelUdp {
             socket.set_recv_tclass_v6(true).map_err(wrong)?;
         } else {
             socket.set_recv_tos_v4(true).map_err(wrong)?;
+            // A kernel that does not know it keeps discovering path MTUs, which works too.
+            sys::pmtu::leave_fragments_to_routers(socket.as_fd()).ok();
         }
         setsockopt(&socket, sockopt::RxqOvfl, &1).map_err(|errno| wrong(errno.into()))?;
         let buffers = make_room(&socket).map_err(wrong)?;
@@ -167,6 +173,9 @@ fn probe_mmsg(bind: SocketAddr, off: Features) -> Finding {
 mod tests {
     use std::time::Instant;
 
+    use hostnet::kernel::{Kernel, LinkSettings};
+    use hostnet::netns::NetNs;
+
     use super::*;
     use crate::io::memory::{MemoryWire, WireFaults};
 
@@ -221,6 +230,42 @@ mod tests {
         let (a, b) = ("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
         let wire = MemoryWire::new(WireFaults::NONE);
         trains_arrive_whole(&mut wire.port(a), &mut wire.port(b), a, b);
+    }
+
+    #[test]
+    #[allow(clippy::print_stderr, reason = "a skipped test says so")]
+    fn trains_arrive_whole_between_kernel_sockets() {
+        let ns = match NetNs::new() {
+            Ok(ns) => ns,
+            Err(error) => return eprintln!("SKIPPED: no network namespace: {error}"),
+        };
+        ns.run("sockets", || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let up = LinkSettings { up: Some(true), ..LinkSettings::default() };
+                Kernel::connect().await.unwrap().set_link("lo", &up).await.unwrap();
+            });
+            for local in ["127.0.0.1:0", "[::1]:0"] {
+                for off in
+                    [Features::NONE, Features::NONE.with(Feature::Mmsg), Features::NONE.with(Feature::UdpGro)]
+                {
+                    let (mut sender, found) = KernelUdp::open(local.parse().unwrap(), off).unwrap();
+                    let (mut receiver, _) = KernelUdp::open(local.parse().unwrap(), off).unwrap();
+                    assert!([64, 128].contains(&found.max_segments), "asked over loopback");
+                    assert!(found.findings[0].why.ends_with("datagrams a send"), "{:?}", found.findings);
+                    let (from, to) = (sender.local().unwrap(), receiver.local().unwrap());
+                    if off.contains(Feature::Mmsg) {
+                        let message = Outgoing { to, tos: 0, bytes: b"", stride: 0 };
+                        assert_eq!(sender.send([message; 3].into_iter()).unwrap(), 1, "one message a call");
+                        receive_all(&mut receiver, 1);
+                        continue;
+                    }
+                    trains_arrive_whole(&mut sender, &mut receiver, from, to);
+                    assert_eq!(receiver.overflow(), 0);
+                }
+            }
+        })
+        .unwrap();
     }
 
     #[test]

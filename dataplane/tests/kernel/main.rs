@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dataplane::core::{Counters, DropReason, Family};
 use dataplane::{Engine, EngineEvent, EngineHandle, Feature, Features, OpenError};
+use hostnet::kernel::LinkSettings;
 use hostnet::netns::NetNs;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -158,6 +159,24 @@ fn a_kernel_vxlan_node_cannot_tell_the_engine_from_flannel() {
             everything_flows(&Shape { underlay, off, kernel: Some(checksum), ..Shape::vxlan() });
         }
     }
+}
+
+#[test]
+fn a_path_that_shrinks_costs_speed_and_nothing_else() {
+    if !possible() {
+        return;
+    }
+    let nodes = pair(&Shape::vxlan());
+    for node in &nodes {
+        netlink(&node.ns, |kernel| async move {
+            let narrow = LinkSettings { mtu: Some(1400), ..LinkSettings::default() };
+            kernel.set_link("eth0", &narrow).await.unwrap();
+        });
+    }
+    tcp_transfer(&nodes, Family::V4, 4 << 20);
+    udp_echo(&nodes, Family::V4, SIZES);
+    let counters = stop(nodes);
+    assert_eq!(counters[0].tx.dropped_in_all(), 0, "{counters:?}");
 }
 
 #[test]

@@ -1,19 +1,19 @@
-//! Network devices: list them, make veth pairs, bridges and VXLAN devices, set and delete them.
-use std::net::IpAddr;
+//! Network devices: list them, make veth pairs and bridges, set and delete them.
 use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
 use super::Kernel;
+use super::vxlan::info_of;
 use crate::host::HostError;
 use crate::netns::NetNs;
-use crate::state::{Link, Mac, VxlanInfo};
+use crate::state::{Link, Mac};
 
 /// What [`Kernel::set_link`] changes; a field that is `None` (or `false`) is left as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,80 +31,6 @@ pub struct LinkSettings {
     /// Keeps the kernel from giving the device an IPv6 link-local address of its own. Works only before the device is
     /// up; ignored where the kernel has no IPv6.
     pub addr_gen_none: bool,
-}
-
-/// A VXLAN device as flannel makes it: unicast only, its peers set by hand.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Vxlan {
-    /// Its name: `flannel.1`, `flannel-v6.1`.
-    pub name: String,
-    /// The VXLAN network identifier, 24 bits.
-    pub vni: u32,
-    /// UDP destination port, and the one it listens on: flannel's is 8472, IANA's 4789.
-    pub port: u16,
-    /// Source address of the outer packets; its family is the family of the outer packets. `None`: IPv4, chosen by the
-    /// route.
-    pub local: Option<IpAddr>,
-    /// The device that the outer packets leave by; `None`: chosen by the route.
-    pub device: Option<String>,
-    /// MTU to ask for; the kernel lowers it to what fits `device`. `None`: what fits.
-    pub mtu: Option<u32>,
-    /// The hardware address; `None`: a random one.
-    pub mac: Option<Mac>,
-    /// Learn MAC addresses from what arrives. flannel: off.
-    pub learning: bool,
-    /// Send UDP checksums over IPv4. The kernel's default and so flannel's: on.
-    pub udp_checksum: bool,
-    /// Send a zero UDP checksum over IPv6. Off, as RFC 8200 wants it.
-    pub zero_checksum6_tx: bool,
-    /// Accept a zero UDP checksum over IPv6. Off, as RFC 8200 wants it.
-    pub zero_checksum6_rx: bool,
-    /// The group policy extension, another header format. Off.
-    pub gbp: bool,
-}
-
-impl Vxlan {
-    /// A device with flannel's settings and nothing fixed but name, VNI and port.
-    pub fn new(name: impl Into<String>, vni: u32, port: u16) -> Self {
-        Self {
-            name: name.into(),
-            vni,
-            port,
-            local: None,
-            device: None,
-            mtu: None,
-            mac: None,
-            learning: false,
-            udp_checksum: true,
-            zero_checksum6_tx: false,
-            zero_checksum6_rx: false,
-            gbp: false,
-        }
-    }
-
-    fn attributes(&self, device: Option<u32>) -> Vec<InfoVxlan> {
-        let mut info = vec![
-            InfoVxlan::Id(self.vni),
-            InfoVxlan::Ttl(0),
-            InfoVxlan::Tos(0),
-            InfoVxlan::Learning(self.learning),
-            InfoVxlan::Proxy(false),
-            InfoVxlan::Rsc(false),
-            InfoVxlan::L2Miss(false),
-            InfoVxlan::L3Miss(false),
-            InfoVxlan::Port(self.port),
-            InfoVxlan::UDPCsum(self.udp_checksum),
-            InfoVxlan::UDPZeroCsumTX(self.zero_checksum6_tx),
-            InfoVxlan::UDPZeroCsumRX(self.zero_checksum6_rx),
-        ];
-        info.extend(device.map(InfoVxlan::Link));
-        info.extend(self.local.map(|local| match local {
-            IpAddr::V4(local) => InfoVxlan::Local(local),
-            IpAddr::V6(local) => InfoVxlan::Local6(local),
-        }));
-        info.extend(self.gbp.then_some(InfoVxlan::Gbp));
-        info
-    }
 }
 
 impl Kernel {
@@ -152,22 +78,7 @@ impl Kernel {
         self.add_link(name, InfoKind::Bridge, data, vec![], || format!("add bridge {name}")).await
     }
 
-    /// Makes a VXLAN device, down. `EEXIST`: the name is taken, or another device has the same VNI and port;
-    /// `EOPNOTSUPP`: the kernel has no VXLAN.
-    pub async fn add_vxlan(&self, vxlan: &Vxlan) -> Result<(), HostError> {
-        let action = || format!("add vxlan {} id {} dstport {}", vxlan.name, vxlan.vni, vxlan.port);
-        let device = match &vxlan.device {
-            Some(name) => Some(self.device_index(name, || format!("{} dev {name}", action())).await?),
-            None => None,
-        };
-        let mut attributes = vec![LinkAttribute::TxQueueLen(0)];
-        attributes.extend(vxlan.mtu.map(LinkAttribute::Mtu));
-        attributes.extend(vxlan.mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
-        let data = InfoData::Vxlan(vxlan.attributes(device));
-        self.add_link(&vxlan.name, InfoKind::Vxlan, data, attributes, action).await
-    }
-
-    async fn add_link(
+    pub(super) async fn add_link(
         &self,
         name: &str,
         kind: InfoKind,
@@ -288,7 +199,7 @@ pub(super) fn link_of(message: LinkMessage) -> Link {
                 for info in infos {
                     match info {
                         LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
-                        LinkInfo::Data(InfoData::Vxlan(info)) => link.vxlan = Some(vxlan_of(info)),
+                        LinkInfo::Data(InfoData::Vxlan(info)) => link.vxlan = Some(info_of(info)),
                         _ => {}
                     }
                 }
@@ -297,27 +208,4 @@ pub(super) fn link_of(message: LinkMessage) -> Link {
         }
     }
     link
-}
-
-fn vxlan_of(attributes: Vec<InfoVxlan>) -> VxlanInfo {
-    let mut vxlan = VxlanInfo::default();
-    for attribute in attributes {
-        match attribute {
-            InfoVxlan::Id(vni) => vxlan.vni = vni,
-            InfoVxlan::Port(port) => vxlan.port = port,
-            InfoVxlan::Local(ip) => vxlan.local = Some(ip.into()),
-            InfoVxlan::Local6(ip) => vxlan.local = Some(ip.into()),
-            InfoVxlan::Group(ip) => vxlan.group = Some(ip.into()),
-            InfoVxlan::Group6(ip) => vxlan.group = Some(ip.into()),
-            InfoVxlan::Link(index) => vxlan.device = Some(index).filter(|index| *index != 0),
-            InfoVxlan::Learning(on) => vxlan.learning = on,
-            InfoVxlan::L2Miss(on) => vxlan.l2miss = on,
-            InfoVxlan::Gbp => vxlan.gbp = true,
-            InfoVxlan::UDPCsum(on) => vxlan.udp_checksum = on,
-            InfoVxlan::UDPZeroCsumTX(on) => vxlan.zero_checksum6_tx = on,
-            InfoVxlan::UDPZeroCsumRX(on) => vxlan.zero_checksum6_rx = on,
-            _ => {}
-        }
-    }
-    vxlan
 }

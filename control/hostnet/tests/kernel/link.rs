@@ -1,6 +1,6 @@
 //! Promises about devices.
 use hostnet::Errno;
-use hostnet::kernel::{LinkSettings, Vxlan, Watch};
+use hostnet::kernel::{Ensured, LinkSettings, Vxlan, Watch};
 use hostnet::netns::NetNs;
 
 use super::{in_namespace, in_private_namespace, ip, made_vxlan, net, soon, up};
@@ -130,5 +130,45 @@ fn a_vxlan_device_can_send_and_take_zero_checksums() {
         }
         let info = kernel.link("v").await.unwrap().unwrap().vxlan.unwrap();
         assert!(!info.udp_checksum && info.zero_checksum6_tx && info.zero_checksum6_rx);
+    });
+}
+
+#[test]
+fn a_vxlan_device_that_serves_is_kept_with_its_mac_and_another_is_made_anew() {
+    in_private_namespace(async |_ns, kernel| {
+        let wanted =
+            Vxlan { local: Some(ip("192.0.2.1")), mac: Some([0x0a; 6]), ..Vxlan::new("flannel.1", 1, 8472) };
+        if !made_vxlan(&kernel, &wanted).await {
+            return;
+        }
+        let again = Vxlan { mac: None, mtu: Some(1400), ..wanted.clone() };
+        let (link, ensured) = kernel.ensure_vxlan(&again).await.unwrap();
+        assert_eq!((link.mac, ensured), (wanted.mac, Ensured::Kept));
+
+        for (changed, reason) in [
+            (Vxlan { vni: 2, ..wanted.clone() }, "its VNI is 1, wanted 2"),
+            (
+                Vxlan { local: Some(ip("192.0.2.2")), vni: 2, ..wanted.clone() },
+                "its local address is 192.0.2.1, wanted 192.0.2.2",
+            ),
+            (Vxlan { port: 4789, ..wanted.clone() }, "its VNI is 2, wanted 1"),
+            (wanted.clone(), "its port is 4789, wanted 8472"),
+            (Vxlan { gbp: true, ..wanted.clone() }, "the group policy extension (gbp) differs"),
+        ] {
+            let (link, ensured) = kernel.ensure_vxlan(&changed).await.unwrap();
+            assert_eq!(ensured, Ensured::Remade(reason.to_owned()));
+            assert_eq!(changed.differs_from(&link, None), None);
+        }
+        kernel.delete_link("flannel.1").await.unwrap();
+        assert_eq!(kernel.ensure_vxlan(&wanted).await.unwrap().1, Ensured::Made);
+        kernel.delete_link("flannel.1").await.unwrap();
+        kernel.add_bridge("flannel.1").await.unwrap();
+        let foreign = kernel.ensure_vxlan(&wanted).await.unwrap_err();
+        assert_eq!(
+            foreign.to_string(),
+            "make the VXLAN device flannel.1: EEXIST: File exists (the one of that name is of the kind bridge); \
+             something of that name or address is there already: remove it, or choose another"
+        );
+        assert!(kernel.link("flannel.1").await.unwrap().is_some(), "it was not ours to delete");
     });
 }

@@ -1,3 +1,5 @@
+//! What only the store in a directory has: torn files, locks, notification.
+
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 use std::sync::{Arc, Mutex};

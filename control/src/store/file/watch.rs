@@ -94,7 +94,10 @@ impl<C: Clock> FileWatch<C> {
         // A file that was mended and breaks again is named again.
         self.named.retain(|path| scan.unreadable.iter().any(|file| file.path == *path));
         let now = self.clock.now();
+        let spoiled = scan.unreadable_subnets();
         let mut leases = scan.leases;
+        // A file that was a lease and makes no sense any more is no node that left: what was known of it stays.
+        leases.extend(self.told.iter().flatten().filter(|lease| spoiled.contains(&lease.subnet)).cloned());
         leases.retain(|lease| !lease.is_over(now));
         leases.sort_by_key(|lease| lease.subnet);
         if self.told.as_ref() == Some(&leases) {

@@ -508,3 +508,23 @@ fn a_kernel_peer_may_leave_checksums_and_segments_to_us() {
         }
     }
 }
+
+#[test]
+fn small_datagrams_in_one_superpacket_stay_apart_although_all_fit_the_mtu() {
+    for merge in [MergeConfig::ALL, MergeConfig::NONE] {
+        for family in [V4, V6] {
+            let builder = Builder::new(family, Transport::Udp).payload(&[9; 64]);
+            let mut giant = datagram(vxlan(), &builder.unfinished());
+            let mut node = Node::with(2, vxlan(), SourceCheck::Strict, merge);
+            let meta = Received { from: endpoint(1), stride: 1, tos: 0, truncated: false };
+            let Node { forwarder, table, merger, batch, counters, .. } = &mut node;
+            forwarder.inbound(table, 0, 0, &mut giant, &meta, merger, batch, counters);
+            let buffers = [giant];
+            let cut: Vec<_> =
+                merger.writes().flat_map(|write| kernel_cuts(&gather(&write, merger, &buffers))).collect();
+            assert_eq!(cut.len(), 64, "{family:?}");
+            let one = Builder::new(family, Transport::Udp).payload(&[9]).packet().len();
+            assert!(cut.iter().all(|packet| packet.len() == one));
+        }
+    }
+}

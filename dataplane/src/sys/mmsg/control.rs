@@ -22,7 +22,11 @@ impl ControlRoom {
         let header = size_of::<libc::cmsghdr>();
         let end = used + space(size_of::<T>());
         assert!(end <= ROOM, "a control message of {} bytes fits", size_of::<T>());
-        let mut cmsg = libc::cmsghdr { cmsg_len: 0, cmsg_level: level, cmsg_type: kind };
+        // SAFETY: cmsghdr is plain numbers, for which all-zero is a valid value; it has a private padding field with
+        // musl's headers, so it cannot be written field by field.
+        let mut cmsg: libc::cmsghdr = unsafe { std::mem::zeroed() };
+        cmsg.cmsg_level = level;
+        cmsg.cmsg_type = kind;
         cmsg.cmsg_len = (header + size_of::<T>()) as _;
         let (head, data) = self.0[used..end].split_at_mut(header);
         // SAFETY: `head` has the size of a cmsghdr, and the write needs no alignment.

@@ -101,7 +101,7 @@ impl ReceiveBatch {
             let (headers, count) = (self.headers.as_mut_ptr(), count as libc::c_uint);
             // SAFETY: `fill` has just pointed the first `count` headers at memory of `self` and at buffers that are
             // borrowed mutably for 'a, which outlives this call; no timeout is passed.
-            unsafe { libc::recvmmsg(fd, headers, count, libc::MSG_DONTWAIT, ptr::null_mut()) }
+            unsafe { libc::recvmmsg(fd, headers, count, libc::MSG_DONTWAIT as _, ptr::null_mut()) }
         };
         let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
         for (at, arrival) in arrivals.iter_mut().enumerate().take(received) {

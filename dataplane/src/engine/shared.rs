@@ -1,0 +1,51 @@
+//! What a worker and the engine's handle have in common: the peer table one way, the counters the other way.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use dataplane_core::{Counters, PeerTable};
+
+use super::board::Board;
+
+/// What a worker shares with the engine's handle.
+pub struct Shared {
+    /// The peers as of the last publication.
+    pub(super) table: Arc<ArcSwap<PeerTable>>,
+    /// The counters as of the end of the last turn.
+    pub(super) board: Board,
+    /// The worker shall end.
+    pub(super) stop: AtomicBool,
+    /// The next turn that reads a packet shall fail: for tests of what happens then.
+    pub(super) fault: AtomicBool,
+}
+
+impl Shared {
+    /// A worker's share, with its first peer table.
+    #[must_use]
+    pub fn new(table: PeerTable) -> Arc<Self> {
+        Arc::new(Self {
+            table: Arc::new(ArcSwap::from_pointee(table)),
+            board: Board::default(),
+            stop: AtomicBool::new(false),
+            fault: AtomicBool::new(false),
+        })
+    }
+
+    /// Replaces the peer table from the next turn on.
+    pub fn publish(&self, table: PeerTable) {
+        self.table.store(Arc::new(table));
+    }
+
+    /// The counters as of the end of the last turn.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.board.read()
+    }
+
+    /// Makes the worker panic while it holds the next packet that it reads from the TUN.
+    #[doc(hidden)]
+    pub fn fail_once(&self) {
+        self.fault.store(true, Ordering::Relaxed);
+    }
+}

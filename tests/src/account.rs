@@ -1,0 +1,34 @@
+//! The books: every packet that an engine took in was passed on or dropped under a reason.
+
+use anyhow::{bail, ensure};
+use dataplane_core::{Counters, DropReason};
+
+/// Checks that both directions balance.
+///
+/// # Errors
+///
+/// The counters, when a packet has no fate or more than one.
+pub fn balanced(counters: &Counters) -> anyhow::Result<()> {
+    ensure!(counters.rx.is_balanced(), "rx does not balance: {counters:?}");
+    ensure!(counters.tx.is_balanced(), "tx does not balance: {counters:?}");
+    Ok(())
+}
+
+/// Checks that nothing was dropped, in either direction, for another reason than those allowed, and none before it was
+/// read.
+///
+/// # Errors
+///
+/// The reasons and counts that were not expected.
+pub fn only_dropped(counters: &Counters, allowed: &[DropReason]) -> anyhow::Result<()> {
+    balanced(counters)?;
+    let drops = counters.rx.drops().chain(counters.tx.drops());
+    let unexpected: Vec<String> = drops
+        .filter(|(reason, _)| !allowed.contains(reason))
+        .map(|(reason, count)| format!("{count} {reason}"))
+        .collect();
+    if !unexpected.is_empty() || counters.socket_overflows > 0 {
+        bail!("dropped: {}, socket overflows: {}", unexpected.join(", "), counters.socket_overflows);
+    }
+    Ok(())
+}

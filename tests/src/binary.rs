@@ -1,0 +1,61 @@
+//! The program under test: `flanneld`, built from the sources that the tests are built from.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, ensure};
+use lab::Case;
+
+/// The `main` of a file of promises: builds `flanneld` where cargo runs the tests, then hands over to [`lab::harness`].
+pub fn harness(marker: &str, cases: Vec<Case>) -> ExitCode {
+    if let Err(error) = build() {
+        eprintln_and_fail(&error);
+        return ExitCode::FAILURE;
+    }
+    lab::harness(marker, cases)
+}
+
+#[expect(clippy::print_stderr, reason = "the main of a test program has no other place for it")]
+fn eprintln_and_fail(error: &anyhow::Error) {
+    eprintln!("{error:?}");
+}
+
+/// Where `flanneld` is: what `FLANNELD` names, else beside the tests in cargo's target directory.
+///
+/// # Errors
+///
+/// When it is not there.
+pub fn flanneld() -> anyhow::Result<PathBuf> {
+    let path = match std::env::var_os("FLANNELD") {
+        Some(path) => PathBuf::from(path),
+        // target/debug/deps/TEST-HASH
+        None => std::env::current_exe()?
+            .parent()
+            .and_then(std::path::Path::parent)
+            .context("tests run from a target directory")?
+            .join("flanneld"),
+    };
+    ensure!(
+        path.exists(),
+        "{} is not there: cargo build -p control --bin flanneld, or set FLANNELD",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// A test of this package alone does not build the program of another; a stale one would be worse than none. Built is
+/// nothing when the test is not run by cargo, or for a program that `FLANNELD` names.
+fn build() -> anyhow::Result<()> {
+    let (Some(cargo), None) = (std::env::var_os("CARGO"), std::env::var_os("FLANNELD")) else {
+        return Ok(());
+    };
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--package", "control", "--bin", "flanneld"]);
+    command.args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml")]);
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    let status = command.status().context("run cargo to build flanneld")?;
+    ensure!(status.success(), "flanneld does not build");
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! One real `flanneld` process on a lab node, its files, its log, and the books that it closes when it stops.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use hostnet::subnet_env::SubnetEnv;
+use lab::{Node, PodNetwork, Process};
+
+use crate::binary;
+
+/// How long a daemon may take to be ready, or to end, on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Process,
+    subnet_file: PathBuf,
+}
+
+/// The line that an engine leaves behind: packets in, packets on, and the difference by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Books {
+    /// The TUN device.
+    pub device: String,
+    /// From the wire to the device.
+    pub rx: Page,
+    /// From the device to the wire.
+    pub tx: Page,
+}
+
+/// One direction of [`Books`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Packets taken in.
+    pub packets: u64,
+    /// Packets passed on.
+    pub passed: u64,
+    /// Packets dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+}
+
+impl Page {
+    /// Every packet has one fate.
+    #[must_use]
+    pub fn balances(&self) -> bool {
+        self.packets == self.passed + self.drops.values().sum::<u64>()
+    }
+
+    /// Packets dropped under `reason`.
+    #[must_use]
+    pub fn dropped(&self, reason: &str) -> u64 {
+        self.drops.get(reason).copied().unwrap_or(0)
+    }
+}
+
+/// The command line of a daemon whose files are in `dir`: the store in `dir/store`, `subnet.env` in `dir/NODE`.
+///
+/// # Errors
+///
+/// When the program is not there.
+pub fn command(node: &str, dir: &Path) -> anyhow::Result<Command> {
+    let mut command = Command::new(binary::flanneld()?);
+    command
+        .arg(format!("--file-subnet-mgr={}", dir.join("store").display()))
+        .arg(format!("-subnet-file={}", subnet_file(node, dir).display()))
+        .args(["--log-format", "json", "--iface=eth0"]);
+    Ok(command)
+}
+
+fn subnet_file(node: &str, dir: &Path) -> PathBuf {
+    dir.join(node).join("subnet.env")
+}
+
+impl Daemon {
+    /// Starts the daemon on the node; its files are in `dir` as [`command`] says. It is not ready yet.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn spawn(node: &Node, dir: &Path, extra: &[&str]) -> anyhow::Result<Self> {
+        let mut command = command(node.name(), dir)?;
+        command.args(extra);
+        let process = node.spawn(command)?;
+        Ok(Self { process, subnet_file: subnet_file(node.name(), dir) })
+    }
+
+    /// Waits until the node carries packets, and reads its `subnet.env`.
+    ///
+    /// # Errors
+    ///
+    /// When it ends or takes too long; the error quotes its log.
+    pub fn ready(&self) -> anyhow::Result<SubnetEnv> {
+        self.process.wait_for_line("flannel is ready", PATIENCE)?;
+        Ok(SubnetEnv::read(&self.subnet_file)?)
+    }
+
+    /// Where its `subnet.env` is.
+    #[must_use]
+    pub fn subnet_file(&self) -> &Path {
+        &self.subnet_file
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Waits for a line of the log that contains `part`.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come.
+    pub fn wait_for_line(&self, part: &str) -> anyhow::Result<String> {
+        self.process.wait_for_line(part, PATIENCE)
+    }
+
+    /// Kills it, as the kernel would for want of memory.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be killed.
+    pub fn kill(mut self) -> anyhow::Result<ExitStatus> {
+        self.process.kill()
+    }
+
+    /// Waits for the end of a daemon that is to end by itself with an error; answers its log.
+    ///
+    /// # Errors
+    ///
+    /// When it goes on, ends without an error, or by a signal.
+    pub fn ends_with_an_error(mut self) -> anyhow::Result<String> {
+        let status = self.process.wait(PATIENCE)?;
+        let log = self.process.lines().join("\n");
+        ensure!(status.code().is_some_and(|code| code != 0), "it ended with {status}: {log}");
+        ensure!(!log.contains("panicked"), "it panicked: {log}");
+        Ok(log)
+    }
+
+    /// Asks it to stop, and checks that it ends well and that the books of every engine balance.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end, ends with an error, or a packet has no fate.
+    pub fn stop(mut self) -> anyhow::Result<Vec<Books>> {
+        let status = self.process.terminate(PATIENCE)?;
+        let lines = self.process.lines();
+        ensure!(status.success(), "it ended with {status}:\n{}", lines.join("\n"));
+        let books = lines.iter().filter(|line| line.contains("\"stopped: rx ")).map(|line| read_books(line));
+        let books = books.collect::<anyhow::Result<Vec<Books>>>()?;
+        ensure!(!books.is_empty(), "it closed no books:\n{}", lines.join("\n"));
+        for book in &books {
+            ensure!(book.rx.balances() && book.tx.balances(), "the books do not balance: {book:?}");
+        }
+        Ok(books)
+    }
+}
+
+/// What pods of this node are made from, as a CNI plugin reads it from the file.
+#[must_use]
+pub fn pod_network(env: &SubnetEnv) -> PodNetwork {
+    PodNetwork { subnets: env.subnets.clone(), mtu: env.mtu }
+}
+
+/// `stopped: rx 10 packets, delivered 7 (700 bytes), unknown_peer 3; tx 2 packets, sent 2 (200 bytes)`
+fn read_books(line: &str) -> anyhow::Result<Books> {
+    let event: serde_json::Value = serde_json::from_str(line)?;
+    let text = |key: &str| event.get(key).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let (rx, tx) = text("message")
+        .strip_prefix("stopped: ")
+        .and_then(|sums| sums.split_once("; "))
+        .with_context(|| format!("no books: {line}"))?;
+    Ok(Books {
+        device: text("device").to_owned(),
+        rx: read_page(rx).with_context(|| format!("no books: {line}"))?,
+        tx: read_page(tx).with_context(|| format!("no books: {line}"))?,
+    })
+}
+
+fn read_page(text: &str) -> anyhow::Result<Page> {
+    let mut page = Page::default();
+    for (place, part) in text.split(", ").enumerate() {
+        match (place, part.split(' ').collect::<Vec<_>>().as_slice()) {
+            (0, [_direction, count, "packets"]) => page.packets = count.parse()?,
+            (1, ["delivered" | "sent", count, ..]) => page.passed = count.parse()?,
+            (_, [reason, count]) => {
+                page.drops.insert((*reason).to_owned(), count.parse()?);
+            }
+            _ => bail!("{part:?}"),
+        }
+    }
+    Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn books_are_read_as_they_are_written() {
+        let line = r#"{"level":"INFO","message":"stopped: rx 10 packets, delivered 7 (700 bytes), unknown_peer 2, bad_mac 1; tx 2 packets, sent 2 (200 bytes)","device":"flannel.1"}"#;
+        let books = read_books(line).unwrap();
+        assert_eq!(books.device, "flannel.1");
+        assert!(books.rx.balances() && books.tx.balances());
+        assert_eq!(
+            (books.rx.packets, books.rx.dropped("unknown_peer"), books.rx.dropped("bad_mac")),
+            (10, 2, 1)
+        );
+        assert_eq!((books.tx.packets, books.tx.passed), (2, 2));
+        assert!(!Page { packets: 3, ..Page::default() }.balances());
+    }
+}

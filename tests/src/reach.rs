@@ -1,0 +1,112 @@
+//! Checks of what a path carries, each with an error that says what did not get through.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use dataplane_core::Family;
+use lab::Pod;
+use lab::traffic::ping::{Answer, Ping};
+use lab::traffic::udp::Flood;
+use lab::traffic::{Path, echo, tcp, udp};
+
+/// The path from one pod to another's address of a family.
+///
+/// # Errors
+///
+/// When the pod has no such address.
+pub fn path<'a>(from: &'a Pod, to: &'a Pod, family: Family) -> anyhow::Result<Path<'a>> {
+    let address = match family {
+        Family::V4 => to.v4(),
+        Family::V6 => to.v6(),
+    };
+    let address = address.with_context(|| format!("{} has no {family:?} address", to.name()))?;
+    Ok(Path { from: from.namespace(), to: to.namespace(), address })
+}
+
+/// Waits until the far end answers a ping, at most 10 seconds.
+///
+/// # Errors
+///
+/// The last answer.
+pub fn ping(path: Path<'_>) -> anyhow::Result<()> {
+    let mut answer = Answer::Nothing;
+    for _ in 0..10 {
+        answer = Ping::new(path.address).send_from(path.from)?;
+        if answer.microseconds().is_some() {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("{} does not answer a ping: {answer:?}", path.address)
+}
+
+/// Sends a ping of `len` bytes, IP header included, that must not be cut, and returns what came back.
+///
+/// # Errors
+///
+/// When no raw socket can be opened.
+pub fn whole_ping(path: Path<'_>, len: usize) -> anyhow::Result<Answer> {
+    Ok(Ping { timeout: Duration::from_secs(3), ..Ping::new(path.address).whole_packet_of(len) }
+        .send_from(path.from)?)
+}
+
+/// Sends a datagram of every size there and back; all must return unchanged.
+///
+/// # Errors
+///
+/// The sizes that were lost or damaged.
+pub fn every_udp_size(path: Path<'_>, sizes: impl IntoIterator<Item = usize> + Send) -> anyhow::Result<()> {
+    let report = echo::udp_sizes(path, sizes)?;
+    ensure!(report.all_returned() && report.retried == 0, "UDP to {}: {report:?}", path.address);
+    Ok(())
+}
+
+/// Sends a block of every size there and back over TCP, each as a write of its own.
+///
+/// # Errors
+///
+/// The sizes that were damaged.
+pub fn every_tcp_size(path: Path<'_>, sizes: impl IntoIterator<Item = usize>) -> anyhow::Result<()> {
+    let report = echo::tcp_sizes(path, sizes)?;
+    ensure!(report.all_returned(), "TCP to {}: {report:?}", path.address);
+    Ok(())
+}
+
+/// Transfers `bytes` over one TCP connection; SHA-256 of both ends must be equal. Answers Gb/s.
+///
+/// # Errors
+///
+/// When the connection breaks or the content differs.
+pub fn transfer(path: Path<'_>, bytes: u64) -> anyhow::Result<f64> {
+    let report = tcp::transfer(path, &tcp::Transfer::bytes(bytes).checked())
+        .with_context(|| format!("transfer {bytes} bytes to {}", path.address))?;
+    let integrity = report.integrity.context("the transfer was not checked")?;
+    ensure!(report.bytes == bytes && integrity.intact(), "to {}: {integrity:?}", path.address);
+    Ok(report.gigabits_per_second)
+}
+
+/// Sends datagrams that the sending kernel gets as superpackets (`UDP_SEGMENT`), slowly enough that none may be lost.
+///
+/// # Errors
+///
+/// When one is lost or has another size.
+pub fn segmented_datagrams(path: Path<'_>, payload: usize) -> anyhow::Result<()> {
+    let plan = Flood {
+        segments: Some(u16::try_from(60_000 / payload)?.min(64)),
+        rate: Some(10_000.0),
+        ..Flood::new(payload, Duration::from_millis(150))
+    };
+    let report = udp::flood(path, &plan)?;
+    ensure!(
+        report.sent == report.received && report.wrong_size == 0,
+        "datagrams of {payload} bytes in superpackets to {}: {report:?}",
+        path.address
+    );
+    Ok(())
+}
+
+/// The family of an address.
+#[must_use]
+pub fn family_of(address: IpAddr) -> Family {
+    Family::of(&address)
+}
