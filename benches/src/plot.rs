@@ -91,8 +91,9 @@ fn draw_panel(
     chart
         .configure_mesh()
         .disable_y_mesh()
-        .light_line_style(WHITE)
-        .y_labels(bars.len() + 1)
+        .max_light_lines(0)
+        .x_labels(6)
+        .y_labels(bars.len())
         .y_label_formatter(&label)
         .label_style((FONT, 12))
         .draw()?;

@@ -16,12 +16,13 @@ mod show;
 mod up;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use lab::race::{Race, Report, Scenario, Way};
 use lab::{Place, enter, run_inside};
 use serde::Serialize;
@@ -79,6 +80,7 @@ fn complain(error: &str) -> ExitCode {
 }
 
 fn run(asked: &Asked) -> anyhow::Result<()> {
+    can_make_tun()?;
     let mut progress = Progress::new();
     let dir = lab::scratch()?;
     let mut up = Up::start(asked, &dir, &mut progress)?;
@@ -100,6 +102,22 @@ fn run(asked: &Asked) -> anyhow::Result<()> {
         keep(&mut up)?;
     }
     Ok(())
+}
+
+/// Asks before anything is made: it is what most often stands in the way of a demo without root.
+fn can_make_tun() -> anyhow::Result<()> {
+    const TUN: &str = "/dev/net/tun";
+    let Err(error) = File::options().read(true).write(true).open(TUN) else { return Ok(()) };
+    let what_to_do = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "load the module (modprobe tun), or give the container --device /dev/net/tun"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "run the demo as root, or let users make TUN devices (chmod 666 /dev/net/tun)"
+        }
+        _ => "the kernel seems to be built without CONFIG_TUN",
+    };
+    bail!("cannot open {TUN}, without which the engine gets no packet: {error}. {what_to_do}")
 }
 
 fn race(asked: &Asked, dir: &Path, progress: &mut Progress) -> anyhow::Result<Report> {

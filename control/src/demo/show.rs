@@ -63,12 +63,12 @@ pub(super) fn race(report: &Report, link: LinkModel, terminal: bool) -> String {
     let mut table = plain_table(&[
         "way",
         "who carries the packets",
-        "TCP Gb/s",
-        "x floor",
-        "of kernel VXLAN",
-        "UDP 64 B kpps",
-        "round trip us",
-        "CPU s per Gb",
+        "TCP\nGb/s",
+        "times\nfloor",
+        "of kernel\nVXLAN",
+        "UDP 64 B\nkpps",
+        "RTT\nus",
+        "CPU s\nper Gb",
     ]);
     for way in report.ways() {
         let of = |scenario| report.outcome(link, scenario, way);
@@ -101,14 +101,14 @@ pub(super) fn race(report: &Report, link: LinkModel, terminal: bool) -> String {
 fn words(report: &Report, link: LinkModel) -> String {
     let machine = &report.machine;
     let mut text = format!(
-        "More Gb/s and kpps are better, fewer microseconds and CPU seconds are better; sender, receiver and both nodes \
-         share {} CPUs here, so compare rows with each other, not with other machines. Medians of {} rounds.\n",
+        "TCP and UDP: more is better. RTT (round trip of one packet) and CPU seconds per gigabit: less is better.\n\
+         Everything shares the {} CPUs of this machine, so compare rows, not machines. Medians of {} rounds.\n",
         machine.cpus, report.settings.rounds
     );
     let engine = report.outcome(link, Scenario::Tcp1, "engine udp");
     if let Some(times) = engine.and_then(|engine| engine.to_floor) {
         text += &format!(
-            "What the engine gains by moving packets in batches: {times:.1} times the floor, which is the same program \
+            "Moving packets in batches makes the engine {times:.1} times as fast as the floor, which is the same program \
              with one packet a system call.\n"
         );
     }
@@ -123,8 +123,7 @@ fn words(report: &Report, link: LinkModel) -> String {
     let (noisy, all) = report.thrown_away();
     if noisy > 0 {
         text += &format!(
-            "Other programs were busy during {noisy} of {all} measurements, so the figures are lower and less certain \
-             than they could be.\n"
+            "Other programs were busy during {noisy} of {all} measurements: on a quiet machine figures are higher and steadier.\n"
         );
     }
     if !machine.optimised {
@@ -135,11 +134,11 @@ fn words(report: &Report, link: LinkModel) -> String {
 
 fn meaning(role: Role) -> &'static str {
     match role {
-        Role::Engine => "flanneld itself, in user space",
-        Role::KernelVxlan => "the kernel's tunnel, flannel's default",
-        Role::HostRoutes => "no tunnel at all: the ceiling",
-        Role::Floor => "flanneld, one packet a system call",
-        Role::Ablation => "flanneld with a part switched off",
+        Role::Engine => "flanneld, in user space",
+        Role::KernelVxlan => "the kernel's own tunnel",
+        Role::HostRoutes => "no tunnel: the ceiling",
+        Role::Floor => "flanneld, 1 packet a call",
+        Role::Ablation => "flanneld, a part off",
     }
 }
 
@@ -189,4 +188,26 @@ fn list<T: Display>(all: &[T]) -> String {
 fn emphasis(text: &str, terminal: bool) -> String {
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     if colour { format!("\u{1b}[1m{text}\u{1b}[0m") } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use lab::race::{Machine, Settings, Skipped};
+
+    use super::*;
+
+    #[test]
+    fn what_was_left_out_is_said_with_its_reason() {
+        let settings = Settings { rounds: 3, seconds: 1.0, foreign_limit: 0.03 };
+        let skipped = Skipped {
+            way: "kernel vxlan".to_owned(),
+            model: LinkModel::Nic,
+            reason: "the kernel was built without it".to_owned(),
+        };
+        let machine = Machine::look(String::new());
+        let report = Report { machine, settings, skipped: vec![skipped], outcomes: Vec::new() };
+        let text = race(&report, LinkModel::Nic, false);
+        assert!(text.contains("Left out: kernel vxlan: the kernel was built without it"), "{text}");
+        assert!(!text.contains('\u{1b}'), "no colours without a terminal: {text:?}");
+    }
 }

@@ -26,7 +26,7 @@ const DRAINED: Duration = Duration::from_millis(200);
 /// What a flood looks like.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Flood {
-    /// Flows that send at once, each from a port of its own.
+    /// Flows that send in turn, each from a port of its own.
     pub flows: usize,
     /// Payload bytes of a datagram.
     pub payload: usize,
@@ -121,15 +121,9 @@ pub fn flood(path: Path<'_>, plan: &Flood) -> anyhow::Result<UdpReport> {
         thread::Builder::new().name("udp-recv".to_owned()).spawn_scoped(scope, || {
             receive(&receiver, plan.payload, &received, &wrong_size, &sending_ended)
         })?;
-        let mut sending = Vec::with_capacity(senders.len());
-        for (index, socket) in senders.iter().enumerate() {
-            let thread = thread::Builder::new().name(format!("udp-send-{index}"));
-            sending.push(thread.spawn_scoped(scope, move || send(socket, plan, started))?);
-        }
-        let mut sent = 0;
-        for thread in sending {
-            sent += thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        }
+        let thread = thread::Builder::new().name("udp-send".to_owned());
+        let sending = thread.spawn_scoped(scope, || send(&senders, plan, started))?;
+        let sent = sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         anyhow::Ok((sent, started.elapsed().as_secs_f64(), meter.stop()?))
     })?;
 
@@ -172,25 +166,32 @@ fn widen_receive_buffer(socket: &UdpSocket) {
     }
 }
 
-/// Sends until the time is over. Answers how many datagrams the kernel took.
-fn send(socket: &UdpSocket, plan: &Flood, started: Instant) -> anyhow::Result<u64> {
+/// Sends until the time is over, a batch on each socket in turn. Answers how many datagrams the kernel took.
+///
+/// One thread serves all flows: sixteen that never sleep would leave a machine of few CPUs no time to receive.
+fn send(sockets: &[UdpSocket], plan: &Flood, started: Instant) -> anyhow::Result<u64> {
     let per_message = usize::from(plan.segments.unwrap_or(1));
     let payload = vec![0x5a; plan.payload * per_message];
-    let rate = plan.rate.map(|all| all / plan.flows as f64);
+    // Many flows at once come in shorter bursts each.
+    let longest = BATCH / sockets.len().clamp(1, 4);
     // At a low rate a whole batch at once would be a burst, so no batch is longer than 2 ms of traffic.
-    let batch = rate.map_or(BATCH, |rate| ((rate * 0.002 / per_message as f64) as usize).clamp(1, BATCH));
+    let batch =
+        plan.rate.map_or(longest, |rate| ((rate * 0.002 / per_message as f64) as usize).clamp(1, longest));
     let messages = vec![[IoSlice::new(&payload)]; batch];
     let addresses: Vec<Option<SockaddrStorage>> = vec![None; batch];
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(batch, None);
     let mut sent = 0_u64;
-    while started.elapsed() < plan.duration {
+    for socket in sockets.iter().cycle() {
+        if started.elapsed() >= plan.duration {
+            break;
+        }
         match sendmmsg(socket.as_raw_fd(), &mut headers, &messages, &addresses, [], MsgFlags::empty()) {
             Ok(taken) => sent += (taken.count() * per_message) as u64,
             // A full device queue, or an ICMP error of an earlier datagram: both are loss on the way, not an end.
             Err(Errno::ENOBUFS | Errno::EAGAIN | Errno::EINTR | Errno::ECONNREFUSED) => {}
             Err(errno) => return Err(errno).with_context(|| format!("send UDP after {sent} datagrams")),
         }
-        if let Some(rate) = rate {
+        if let Some(rate) = plan.rate {
             let due = started + Duration::from_secs_f64(sent as f64 / rate);
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
