@@ -139,7 +139,7 @@ impl Kept {
     }
 
     /// Waits until no process of it lives and no thread is in its namespaces.
-    fn is_gone(mut self) -> anyhow::Result<()> {
+    fn ends_without_a_trace(mut self) -> anyhow::Result<()> {
         self.guard.wait()?;
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -173,15 +173,15 @@ fn it_can_be_kept_and_looked_into_and_then_goes_without_a_trace(_: &Scene) -> an
 
     let guard = Pid::from_raw(i32::try_from(kept.guard.id())?);
     kill(guard, Signal::SIGINT)?;
-    kept.is_gone().context("after SIGINT")?;
+    kept.ends_without_a_trace().context("after SIGINT")?;
 
     let kept = Kept::start()?;
     kill(Pid::from_raw(i32::try_from(kept.guard.id())?), Signal::SIGKILL)?;
-    kept.is_gone().context("after kill -9 of the command")?;
+    kept.ends_without_a_trace().context("after kill -9 of the command")?;
 
     let kept = Kept::start()?;
     kill(Pid::from_raw(kept.copy()?), Signal::SIGKILL)?;
-    kept.is_gone().context("after kill -9 of its pid 1")
+    kept.ends_without_a_trace().context("after kill -9 of its pid 1")
 }
 
 fn wrong_words_are_explained(_: &Scene) -> anyhow::Result<()> {
