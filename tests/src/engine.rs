@@ -184,7 +184,7 @@ pub fn table(own: &[VxlanEnd], peers: &[VxlanEnd], port: u16) -> anyhow::Result<
     let local = Local {
         subnets: own.iter().map(|end| end.subnet).collect(),
         networks: NETWORKS.iter().map(|net| net.parse()).collect::<Result<_, _>>()?,
-        mac: own.first().map_or(MacAddr::default(), |end| MacAddr(end.mac)),
+        mac: own.first().map_or_else(MacAddr::default, |end| MacAddr(end.mac)),
         addresses: own.iter().map(|end| end.subnet.network()).collect(),
     };
     let mut table: Vec<Peer> = Vec::new();
