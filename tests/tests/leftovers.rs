@@ -57,7 +57,7 @@ fn note(file: &Path) {
 fn start() -> Option<std::process::Child> {
     if let Err(error) = hostnet::netns::NetNs::new() {
         let name = "nothing_is_left_on_the_machine";
-        writeln!(std::io::stderr(), "skipped: {name}: no private network namespace: {error}").unwrap();
+        eprintln!("skipped: {name}: no private network namespace: {error}");
         return None;
     }
     let mut command = Command::new(binary::flanneld().unwrap());
