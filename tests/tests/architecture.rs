@@ -70,8 +70,8 @@ const SOURCES: &[(&str, &[&str], &str)] = &[
 
 fn rust_files(path: &Path, found: &mut Vec<PathBuf>) {
     if path.is_dir() {
-        for entry in fs::read_dir(path).expect("the folder can be listed") {
-            rust_files(&entry.expect("the folder can be listed").path(), found);
+        for entry in fs::read_dir(path).unwrap() {
+            rust_files(&entry.unwrap().path(), found);
         }
     } else if path.extension().is_some_and(|extension| extension == "rs") {
         found.push(path.to_owned());
@@ -80,7 +80,7 @@ fn rust_files(path: &Path, found: &mut Vec<PathBuf>) {
 
 /// Lines of code: without comments, and without what follows the first `#[cfg(test)]`.
 fn code(path: &Path) -> Vec<(usize, String)> {
-    let text = fs::read_to_string(path).expect("the file can be read");
+    let text = fs::read_to_string(path).unwrap();
     text.lines()
         .enumerate()
         .take_while(|(_, line)| line.trim() != "#[cfg(test)]")
