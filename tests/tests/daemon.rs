@@ -23,10 +23,10 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use promises::cluster::{Inner, Ours, net_conf};
 use promises::daemon::{self, Daemon, PATIENCE, pod_network};
-use promises::{binary, netlink, reach};
+use promises::{binary, harness, netlink, reach};
 
 fn main() -> ExitCode {
-    binary::harness(
+    harness::of_daemons(
         "promise-daemon",
         lab::cases![
             subnet_env_is_flannels_byte_for_byte,
