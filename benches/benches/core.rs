@@ -107,7 +107,9 @@ fn table(leases: u32) -> PeerTable {
             }
         })
         .collect();
-    let local = Local { networks: vec!["10.0.0.0/7".parse().expect("a network")], ..Local::default() };
+    // The smallest network that holds them.
+    let network = if leases < 65_536 { "10.0.0.0/8" } else { "10.0.0.0/7" };
+    let local = Local { networks: vec![network.parse().expect("a network")], ..Local::default() };
     PeerTable::build(local, peers).expect("distinct subnets")
 }
 

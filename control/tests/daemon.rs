@@ -15,7 +15,7 @@ use hostnet::state::RouteProtocol;
 use hostnet::subnet_env::SubnetEnv;
 use lab::cluster::process::Process;
 use lab::scene::Scene;
-use lab::traffic::ping::{Answer, Ping};
+use lab::traffic::ping::Ping;
 use lab::{Cluster, Plan, Underlay};
 use nix::sys::signal::Signal;
 
@@ -155,14 +155,16 @@ impl<'a> Stage<'a> {
 }
 
 fn reaches(from: &NetNs, to: IpAddr) -> anyhow::Result<()> {
-    let mut answer = Answer::Nothing;
-    for _ in 0..10 {
-        answer = Ping::new(to).send_from(from)?;
+    // A node that has yet to learn of the other answers at once that there is nobody, so tries are not a time.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = Ping::new(to).send_from(from)?;
         if answer.microseconds().is_some() {
             return Ok(());
         }
+        ensure!(Instant::now() < deadline, "{to} does not answer: {answer:?}");
+        std::thread::sleep(Duration::from_millis(20));
     }
-    bail!("{to} does not answer: {answer:?}")
 }
 
 /// Looks until it is so; the deadline is an error that says what was waited for.

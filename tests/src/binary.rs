@@ -43,9 +43,13 @@ pub fn flanneld() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// A test of this package alone does not build the program of another; a stale one would be worse than none. Built is
-/// nothing when the test is not run by cargo, or for a program that `FLANNELD` names.
-fn build() -> anyhow::Result<()> {
+/// Builds `flanneld`: a test of this package alone does not build the program of another, and a stale one would be worse
+/// than none. Builds nothing when the test is not run by cargo, or where `FLANNELD` names a program.
+///
+/// # Errors
+///
+/// When it does not build.
+pub fn build() -> anyhow::Result<()> {
     let (Some(cargo), None) = (std::env::var_os("CARGO"), std::env::var_os("FLANNELD")) else {
         return Ok(());
     };

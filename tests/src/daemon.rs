@@ -88,6 +88,12 @@ impl Daemon {
         Ok(Self { process, subnet_file: subnet_file(node.name(), dir) })
     }
 
+    /// A daemon that was started in another way.
+    #[must_use]
+    pub fn of(process: Process, subnet_file: PathBuf) -> Self {
+        Self { process, subnet_file }
+    }
+
     /// Waits until the node carries packets, and reads its `subnet.env`.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! for each peer's subnet.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use dataplane::{Engine, EngineConfig, EngineEvent, EngineHandle, Features};
@@ -12,6 +13,7 @@ use dataplane_core::{
 };
 use hostnet::kernel::{Kernel, LinkSettings};
 use hostnet::state::Route;
+use hostnet::sysctl;
 use ipnet::IpNet;
 use lab::Node;
 use lab::cluster::vxlan::VxlanEnd;
@@ -111,6 +113,8 @@ impl EngineNode {
                 kernel.add_address(device, base).await?;
             }
             kernel.set_link(device, &LinkSettings { up: Some(true), ..LinkSettings::default() }).await?;
+            // The engine's ICMP answers come from the device's own address, and from outside.
+            sysctl::set(&format!("net/ipv4/conf/{device}/accept_local"), "1")?;
             for peer in peers {
                 kernel.replace_route(&Route::new(peer.subnet, device)).await?;
             }
@@ -130,6 +134,23 @@ impl EngineNode {
     #[must_use]
     pub fn handle(&self) -> &EngineHandle {
         &self.handle
+    }
+
+    /// Waits until the counters are as they should become, at most ten seconds; they are published after each batch.
+    ///
+    /// # Errors
+    ///
+    /// The counters, when they do not.
+    pub fn counted(&self, as_wanted: impl Fn(&Counters) -> bool) -> anyhow::Result<Counters> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let counters = self.counters();
+            if as_wanted(&counters) {
+                return Ok(counters);
+            }
+            ensure!(Instant::now() < deadline, "it stays at {counters:?}");
+            std::thread::yield_now();
+        }
     }
 
     /// Stops it, and checks that it balances and that nothing out of the ordinary happened to it.
@@ -163,7 +184,7 @@ pub fn table(own: &[VxlanEnd], peers: &[VxlanEnd], port: u16) -> anyhow::Result<
     let local = Local {
         subnets: own.iter().map(|end| end.subnet).collect(),
         networks: NETWORKS.iter().map(|net| net.parse()).collect::<Result<_, _>>()?,
-        mac: own.first().map_or(MacAddr::default(), |end| MacAddr(end.mac)),
+        mac: own.first().map_or_else(MacAddr::default, |end| MacAddr(end.mac)),
         addresses: own.iter().map(|end| end.subnet.network()).collect(),
     };
     let mut table: Vec<Peer> = Vec::new();

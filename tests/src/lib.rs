@@ -14,6 +14,7 @@ pub mod counts;
 pub mod daemon;
 pub mod engine;
 pub mod netlink;
+pub mod processes;
 pub mod reach;
 
 /// The cluster's networks in every test: the lab gives node n 10.5.n.0/24 and fd00:5:0:n::/64.

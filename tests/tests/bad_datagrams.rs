@@ -5,7 +5,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use dataplane_core::{Counters, DropReason, Encap, Family, IpNet, MacAddr, SourceCheck};
@@ -97,19 +97,8 @@ impl Siege {
 
     /// Waits until the engine has taken `packets` more from the wire than in `before`.
     fn taken(&self, before: &Counters, packets: u64) -> anyhow::Result<Counters> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let since = self.victim.counters().since(before);
-            if since.rx.packets >= packets {
-                return Ok(since);
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{} of {packets} datagrams came in: {since:?}",
-                since.rx.packets
-            );
-            std::thread::yield_now();
-        }
+        let all = |counters: &Counters| counters.since(before).rx.packets >= packets;
+        Ok(self.victim.counted(all)?.since(before))
     }
 
     /// UDP datagrams and headers in error that have reached the pod so far. All IP packets would be too many: the
@@ -286,14 +275,8 @@ fn a_pod_cannot_borrow_a_source(_: &Scene) -> anyhow::Result<()> {
         for _ in 0..COUNT {
             raw.send_to(&packet, &to.into())?;
         }
-        let deadline = Instant::now() + PATIENCE;
-        let since = loop {
-            let since = siege.victim.counters().since(&before);
-            if since.tx.packets >= COUNT || Instant::now() > deadline {
-                break since;
-            }
-            std::thread::yield_now();
-        };
+        let all = |counters: &Counters| counters.since(&before).tx.dropped(DropReason::BadSource) >= COUNT;
+        let since = siege.victim.counted(all)?.since(&before);
         ensure!(
             since.tx.dropped(DropReason::BadSource) == COUNT && since.tx.passed == 0,
             "from {source}: {since:?}"

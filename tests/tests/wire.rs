@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use dataplane_core::testing::Builder;
 use dataplane_core::wire::{ICMP, ICMPV6};
-use dataplane_core::{Encap, Family, MacAddr, SourceCheck};
+use dataplane_core::{DropReason, Encap, Family, MacAddr, SourceCheck};
 use hostnet::kernel::Kernel;
 use hostnet::state::Route;
 use lab::cluster::vxlan::VxlanEnd;
@@ -113,7 +113,8 @@ impl Wire {
             "{} bytes behind the packet",
             packet.len() - inner.bytes.len()
         );
-        ensure!(inner.checksum_is_right(), "the inner checksum is wrong: {inner:?}");
+        let has_ports = inner.ports().is_some();
+        ensure!(!has_ports || inner.checksum_is_right(), "the inner checksum is wrong: {inner:?}");
         Ok(inner)
     }
 
@@ -300,6 +301,7 @@ fn nobody_there_is_answered_at_a_limited_rate(_: &Scene) -> anyhow::Result<()> {
         // An ICMP error of an earlier datagram may be reported here.
         socket.send_to(b"anybody?", ("10.5.99.9", 9)).ok();
     }
+    wire.engine.counted(|counters| counters.tx.dropped(DropReason::NoRoute) > 200)?;
     let counters = wire.engine.stop()?;
     assert!(counters.icmp_limited > 100, "{counters:?}");
     assert!(counters.icmp_replies < 50, "{counters:?}");

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use hostnet::kernel::Kernel;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The state of the namespace that the calling thread is in, and of the processes that it can see.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Devices: name, kind, MTU, up or down.
     pub links: BTreeSet<String>,

@@ -5,10 +5,11 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use dataplane::{Engine, EngineEvent, EngineHandle};
-use dataplane_core::{Counters, OverlayMtu};
+use dataplane_core::{Counters, Family, OverlayMtu};
 use hostnet::kernel::{Kernel, LinkSettings, Watch};
 use hostnet::reconcile::{Outcome, converge};
 use hostnet::subnet_env::SubnetEnv;
+use hostnet::sysctl;
 
 use super::own_lease::{OwnLease, own_lease, renewal_is_due};
 use super::start::open_engine;
@@ -149,6 +150,13 @@ impl Node {
             if let Err(error) = self.kernel.set_link(device, &quiet).await {
                 // A kernel without IPv6 has no such setting, and needs none.
                 tracing::debug!(device, %error, "IPv6 link-local addresses are left on");
+            }
+            // The engine's ICMP answers enter by the device and bear its own address. Without this the kernel takes them
+            // for martians and the pods never hear that a destination is not there.
+            if carrier.tunnel.family == Family::V4
+                && let Err(error) = sysctl::set(&format!("net/ipv4/conf/{device}/accept_local"), "1")
+            {
+                tracing::warn!(device, %error, "pods will not get the tunnel's ICMP errors");
             }
         }
         Ok(())

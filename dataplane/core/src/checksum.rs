@@ -76,18 +76,22 @@ fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
-/// Four independent carries, so that the adds of one block do not wait for each other.
+/// Two independent sums of 128 bits: the carries go into their upper halves, and the adds of one do not wait for the
+/// other's. On x86-64 and aarch64 that is an add and an add-with-carry for eight bytes, 35 ns for 1400 bytes; four
+/// chains of explicit carries took 60, and loops that the compiler turned into AVX2 54 to 100.
 fn sum_fast(bytes: &[u8]) -> u64 {
     let (blocks, rest) = bytes.as_chunks::<32>();
-    let mut lanes = [0u64; 4];
+    let mut sums = [0u128; 2];
     for block in blocks {
         let (words, _) = block.as_chunks::<8>();
-        for (lane, word) in lanes.iter_mut().zip(words) {
-            *lane = add_carry(*lane, u64::from_ne_bytes(*word));
+        for (i, word) in words.iter().enumerate() {
+            let [even, odd] = &mut sums;
+            *if i % 2 == 0 { even } else { odd } += u128::from(u64::from_ne_bytes(*word));
         }
     }
-    let [a, b, c, d] = lanes;
-    let mut sum = add_carry(add_carry(a, b), add_carry(c, d));
+    let [even, odd] = sums;
+    let total = even + odd;
+    let mut sum = add_carry(total as u64, (total >> 64) as u64);
     let (words, rest) = rest.as_chunks::<8>();
     for word in words {
         sum = add_carry(sum, u64::from_ne_bytes(*word));
