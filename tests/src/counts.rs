@@ -38,3 +38,19 @@ pub fn snmp6(namespace: &NetNs, name: &str) -> anyhow::Result<u64> {
     let value = fields.find_map(|mut line| (line.next() == Some(name)).then(|| line.next()).flatten());
     Ok(value.with_context(|| format!("no {name} in snmp6"))?.parse()?)
 }
+
+/// Packets that a device has dropped so far, in either direction (`/proc/net/dev`).
+///
+/// # Errors
+///
+/// When there is no such device.
+pub fn device_drops(namespace: &NetNs, device: &str) -> anyhow::Result<u64> {
+    let text = read(namespace, "dev")?;
+    let line = text.lines().find_map(|line| line.trim_start().strip_prefix(&format!("{device}:")));
+    // bytes packets errs drop fifo frame compressed multicast, then the same for transmit.
+    let fields: Vec<&str> = line.with_context(|| format!("no {device}"))?.split_whitespace().collect();
+    let [_, _, _, received, _, _, _, _, _, _, _, sent, ..] = fields[..] else {
+        anyhow::bail!("the line of {device} has {} fields", fields.len());
+    };
+    Ok(received.parse::<u64>()? + sent.parse::<u64>()?)
+}

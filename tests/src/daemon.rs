@@ -30,6 +30,8 @@ pub struct Books {
     pub rx: Page,
     /// From the device to the wire.
     pub tx: Page,
+    /// Datagrams that the kernel lost because the socket's buffer was full; they never came to the engine.
+    pub overflows: u64,
 }
 
 /// One direction of [`Books`].
@@ -180,7 +182,10 @@ fn read_books(line: &str) -> anyhow::Result<Books> {
         .strip_prefix("stopped: ")
         .and_then(|sums| sums.split_once("; "))
         .with_context(|| format!("no books: {line}"))?;
+    let (tx, lost) = tx.split_once("; ").unwrap_or((tx, "0 datagrams"));
+    let overflows = lost.split(' ').next().unwrap_or_default().parse()?;
     Ok(Books {
+        overflows,
         device: text("device").to_owned(),
         rx: read_page(rx).with_context(|| format!("no books: {line}"))?,
         tx: read_page(tx).with_context(|| format!("no books: {line}"))?,
@@ -208,7 +213,7 @@ mod tests {
 
     #[test]
     fn books_are_read_as_they_are_written() {
-        let line = r#"{"level":"INFO","message":"stopped: rx 10 packets, delivered 7 (700 bytes), unknown_peer 2, bad_mac 1; tx 2 packets, sent 2 (200 bytes)","device":"flannel.1"}"#;
+        let line = r#"{"level":"INFO","message":"stopped: rx 10 packets, delivered 7 (700 bytes), unknown_peer 2, bad_mac 1; tx 2 packets, sent 2 (200 bytes); 5 datagrams found the socket's buffer full","device":"flannel.1"}"#;
         let books = read_books(line).unwrap();
         assert_eq!(books.device, "flannel.1");
         assert!(books.rx.balances() && books.tx.balances());
@@ -216,7 +221,7 @@ mod tests {
             (books.rx.packets, books.rx.dropped("unknown_peer"), books.rx.dropped("bad_mac")),
             (10, 2, 1)
         );
-        assert_eq!((books.tx.packets, books.tx.passed), (2, 2));
+        assert_eq!((books.tx.packets, books.tx.passed, books.overflows), (2, 2, 5));
         assert!(!Page { packets: 3, ..Page::default() }.balances());
     }
 }

@@ -91,7 +91,7 @@ impl Siege {
         MacAddr(self.ends[index].mac)
     }
 
-    fn from_b(&self, family: Family, packet: &[u8]) -> Vec<u8> {
+    fn sent_by_b(&self, family: Family, packet: &[u8]) -> Vec<u8> {
         bad::wrap(&self.encap, self.mac(1), self.mac(0), family, packet)
     }
 
@@ -186,7 +186,7 @@ fn every_bad_datagram_is_counted(encap: Encap) -> anyhow::Result<()> {
     let (peer, stranger) = (siege.sender(1)?, siege.sender(3)?);
     // The way is open: what is refused below is refused for what it is.
     for family in [Family::V4, Family::V6] {
-        siege.passes(&peer, family, &siege.from_b(family, &bad::good(family).packet()))?;
+        siege.passes(&peer, family, &siege.sent_by_b(family, &bad::good(family).packet()))?;
     }
     let mtu = Spec::new(encap).mtu(Family::V4)?;
     let all = bad::all(&encap, siege.mac(1), siege.mac(0), mtu);
@@ -198,7 +198,7 @@ fn every_bad_datagram_is_counted(encap: Encap) -> anyhow::Result<()> {
             .with_context(|| format!("from a stranger, {}", bad.name))?;
     }
     for family in [Family::V4, Family::V6] {
-        let datagram = siege.from_b(family, &bad::good(family).packet());
+        let datagram = siege.sent_by_b(family, &bad::good(family).packet());
         let right =
             Bad { name: "right but for its sender".to_owned(), datagram, reason: DropReason::UnknownPeer };
         siege.refuses(&stranger, &right, right.reason).with_context(|| right.name.clone())?;
@@ -211,7 +211,11 @@ fn foreign_sources_pass_and_are_counted_in_loose_mode(_: &Scene) -> anyhow::Resu
         let siege = Siege::lay(encap, SourceCheck::Loose)?;
         let peer = siege.sender(1)?;
         for (family, source) in [(Family::V4, "8.8.8.8"), (Family::V6, "2001:4860::8888")] {
-            siege.passes(&peer, family, &siege.from_b(family, &bad::good(family).from(source).packet()))?;
+            siege.passes(
+                &peer,
+                family,
+                &siege.sent_by_b(family, &bad::good(family).from(source).packet()),
+            )?;
         }
         // What is never right is refused in this mode too.
         for bad in bad::all(&encap, siege.mac(1), siege.mac(0), Spec::new(encap).mtu(Family::V4)?) {
@@ -233,7 +237,7 @@ fn trailing_bytes_are_cut_off(_: &Scene) -> anyhow::Result<()> {
         for family in [Family::V4, Family::V6] {
             let mut packet = bad::good(family).payload(b"inside").packet();
             packet.extend(b" and behind");
-            let arrived = siege.passes(&peer, family, &siege.from_b(family, &packet))?;
+            let arrived = siege.passes(&peer, family, &siege.sent_by_b(family, &packet))?;
             assert_eq!(arrived, b"inside");
         }
         siege.victim.stop()?;
@@ -247,17 +251,17 @@ fn harmless_oddities_pass(_: &Scene) -> anyhow::Result<()> {
     let peer = siege.sender(1)?;
     for options in [4, 40] {
         let packet = bad::good(Family::V4).ip_options(options).packet();
-        siege.passes(&peer, Family::V4, &siege.from_b(Family::V4, &packet))?;
+        siege.passes(&peer, Family::V4, &siege.sent_by_b(Family::V4, &packet))?;
     }
     let mut packet = bad::good(Family::V6).packet();
     // A hop-by-hop header that holds nothing but padding.
     packet.splice(40..40, [17, 0, 1, 4, 0, 0, 0, 0]);
     packet[6] = 0;
     packet[5] += 8;
-    siege.passes(&peer, Family::V6, &siege.from_b(Family::V6, &packet))?;
+    siege.passes(&peer, Family::V6, &siege.sent_by_b(Family::V6, &packet))?;
     for family in [Family::V4, Family::V6] {
         // The node itself still forwards to the pod, which takes one.
-        siege.passes(&peer, family, &siege.from_b(family, &bad::good(family).ttl(2).packet()))?;
+        siege.passes(&peer, family, &siege.sent_by_b(family, &bad::good(family).ttl(2).packet()))?;
     }
     siege.victim.stop().map(drop)
 }

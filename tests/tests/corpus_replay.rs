@@ -1,4 +1,5 @@
 //! The committed corpora and every input that once broke a promise, run on stable without a fuzzer.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may stop at what it did not expect")]
 
 use std::fs;
 use std::path::Path;

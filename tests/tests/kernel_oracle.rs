@@ -219,7 +219,7 @@ fn burst(random: &mut Rng) -> Vec<(Vec<u8>, bool)> {
     let mut packets = Vec::new();
     for _ in 0..1 + random.u32(..60) {
         let flow = random.u32(..4) as usize;
-        let family = if flow % 2 == 0 { Family::V4 } else { Family::V6 };
+        let family = if flow.is_multiple_of(2) { Family::V4 } else { Family::V6 };
         let odd = random.u32(..12) == 0;
         let size = if odd { 1 + random.u32(..1400) as usize } else { mss };
         let payload: Vec<u8> = (0..size).map(|_| random.u32(..256) as u8).collect();

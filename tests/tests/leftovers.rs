@@ -6,11 +6,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, ensure};
+use hostnet::netns::NetNs;
 use lab::leftovers::Snapshot;
 use promises::binary;
 
@@ -18,49 +20,45 @@ use promises::binary;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
-fn nothing_is_left_on_the_machine() {
-    let before = match std::env::var_os("FLANNEL_SNAPSHOT").map(std::path::PathBuf::from) {
-        None => Snapshot::take().unwrap(),
-        Some(file) if file.exists() => serde_json::from_slice(&fs::read(file).unwrap()).unwrap(),
-        Some(file) => return note(&file),
+fn nothing_is_left_on_the_machine() -> anyhow::Result<()> {
+    let before = match std::env::var_os("FLANNEL_SNAPSHOT").map(PathBuf::from) {
+        None => Snapshot::take()?,
+        Some(file) if file.exists() => serde_json::from_slice(&fs::read(file)?)?,
+        Some(file) => return Ok(fs::write(file, serde_json::to_vec(&Snapshot::take()?)?)?),
     };
-    binary::build().unwrap();
+    if let Err(error) = NetNs::new() {
+        // Straight to the stream: a test's own output is kept back when it passes.
+        let name = "nothing_is_left_on_the_machine";
+        return Ok(writeln!(std::io::stderr(), "skipped: {name}: no private network namespace: {error}")?);
+    }
+    binary::build()?;
     // In the middle of everything that a start does, and when all of it stands.
     for delay in [0, 1, 3, 10, 30, 60, 100, 150] {
-        let Some(mut demo) = start() else { return };
+        let mut demo = start()?;
         thread::sleep(Duration::from_millis(delay));
-        demo.kill().unwrap();
-        demo.wait().unwrap();
+        demo.kill()?;
+        demo.wait()?;
     }
-    let Some(mut demo) = start() else { return };
-    let said = BufReader::new(demo.stderr.take().unwrap());
-    assert!(said.lines().any(|line| line.unwrap().contains("enter")), "it stands");
-    demo.kill().unwrap();
-    demo.wait().unwrap();
+    let mut demo = start()?;
+    let said = BufReader::new(demo.stderr.take().context("its stderr")?);
+    ensure!(said.lines().any(|line| line.is_ok_and(|line| line.contains("enter"))), "no demo to kill");
+    demo.kill()?;
+    demo.wait()?;
 
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let differences = before.differences(&Snapshot::take().unwrap());
+        let differences = before.differences(&Snapshot::take()?);
         if differences.is_empty() {
-            return;
+            return Ok(());
         }
-        assert!(Instant::now() < deadline, "left on the machine:\n{}", differences.join("\n"));
+        ensure!(Instant::now() < deadline, "left on the machine:\n{}", differences.join("\n"));
         thread::sleep(Duration::from_millis(50));
     }
 }
 
-fn note(file: &Path) {
-    fs::write(file, serde_json::to_vec(&Snapshot::take().unwrap()).unwrap()).unwrap();
-}
-
-/// A demo that stays; `None`, said aloud, where the machine lets nobody make namespaces.
-fn start() -> Option<std::process::Child> {
-    if let Err(error) = hostnet::netns::NetNs::new() {
-        let name = "nothing_is_left_on_the_machine";
-        writeln!(std::io::stderr(), "skipped: {name}: no private network namespace: {error}").unwrap();
-        return None;
-    }
-    let mut command = Command::new(binary::flanneld().unwrap());
+/// A demo that stays.
+fn start() -> anyhow::Result<Child> {
+    let mut command = Command::new(binary::flanneld()?);
     command.args(["demo", "--no-race", "--keep"]).stdout(Stdio::null()).stderr(Stdio::piped());
-    Some(command.spawn().unwrap())
+    Ok(command.spawn()?)
 }

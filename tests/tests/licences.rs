@@ -1,4 +1,5 @@
 //! Every dependency's licence is on the list in deny.toml. `cargo deny` says more where it is installed.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may stop at what it did not expect")]
 
 use std::process::Command;
 

@@ -437,7 +437,11 @@ fn sums(counters: &Counters) -> String {
             drops.concat()
         )
     };
-    format!("{}; {}", direction("rx", "delivered", &counters.rx), direction("tx", "sent", &counters.tx))
+    let lost = match counters.socket_overflows {
+        0 => String::new(),
+        lost => format!("; {lost} datagrams found the socket's buffer full"),
+    };
+    format!("{}; {}{lost}", direction("rx", "delivered", &counters.rx), direction("tx", "sent", &counters.tx))
 }
 
 #[cfg(test)]
@@ -457,5 +461,7 @@ mod tests {
             sums(&counters),
             "rx 10 packets, delivered 7 (700 bytes), unknown_peer 3; tx 2 packets, sent 2 (200 bytes)"
         );
+        counters.socket_overflows = 5;
+        assert!(sums(&counters).ends_with("sent 2 (200 bytes); 5 datagrams found the socket's buffer full"));
     }
 }
