@@ -83,7 +83,7 @@ struct Aggregate {
     open: bool,
     family: Family,
     protocol: u8,
-    l3_len: u8,
+    l3_len: u16,
     /// IP and transport header of the first packet.
     headers: [u8; MAX_HEAD - VNET_HDR_LEN],
     headers_len: u8,
@@ -181,6 +181,10 @@ impl Merger {
     pub fn push(&mut self, packet: &[u8], ip: &Ip, slot: u16, start: usize, unfinished: bool) -> bool {
         let piece = Piece { slot, start, len: ip.len };
         let Some(flow) = flow(packet, ip) else {
+            if ip.fragment != Fragment::Whole {
+                // A fragment need not show its ports, so it ends the aggregates of all flows.
+                self.newest.fill(0);
+            }
             return self.begin(piece, ip, None, unfinished).is_some();
         };
         let place = flow.hash() as usize % self.newest.len();
@@ -341,7 +345,7 @@ impl Merger {
             open: false,
             family: ip.family(),
             protocol: ip.protocol,
-            l3_len: ip.l3_len.min(usize::from(u8::MAX)) as u8,
+            l3_len: ip.l3_len as u16,
             headers: [0; MAX_HEAD - VNET_HDR_LEN],
             headers_len: headers_len as u8,
             gso_size: 0,
@@ -414,14 +418,13 @@ impl<'a> TunWrite<'a> {
         let mut head = [0; MAX_HEAD];
         let mut head_len = VNET_HDR_LEN;
         let first = merger.parts.get(aggregate.first as usize);
-        let l3_len = usize::from(aggregate.l3_len);
         let offset = l4_checksum_offset(aggregate.protocol).unwrap_or(0);
         let superpacket = VnetHdr {
             needs_checksum: true,
             gso: if aggregate.protocol == TCP { Gso::Tcp(aggregate.family) } else { Gso::Udp },
             hdr_len: u16::from(aggregate.headers_len),
             gso_size: aggregate.gso_size,
-            csum_start: l3_len as u16,
+            csum_start: aggregate.l3_len,
             csum_offset: offset as u16,
         };
         let vnet = if aggregate.packets > 1 || aggregate.giant {
@@ -466,7 +469,7 @@ impl<'a> TunWrite<'a> {
         self.parts().map(move |part| {
             let vnet = VnetHdr {
                 needs_checksum: part.unfinished,
-                csum_start: if part.unfinished { u16::from(aggregate.l3_len) } else { 0 },
+                csum_start: if part.unfinished { aggregate.l3_len } else { 0 },
                 csum_offset: if part.unfinished {
                     l4_checksum_offset(aggregate.protocol).unwrap_or(0) as u16
                 } else {

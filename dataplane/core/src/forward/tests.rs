@@ -528,3 +528,26 @@ fn small_datagrams_in_one_superpacket_stay_apart_although_all_fit_the_mtu() {
         }
     }
 }
+
+/// A peer's kernel leaves the checksum open behind extension headers too, however long they are.
+#[test]
+fn an_unfinished_checksum_is_finished_behind_long_extension_headers() {
+    for merge in [MergeConfig::ALL, MergeConfig::NONE] {
+        let lengthen = |mut packet: Vec<u8>| {
+            // Destination options of 8 * (1 + 32) bytes, all padding (PadN, RFC 8200 4.2).
+            let mut options = vec![packet[6], 32, 1, 255];
+            options.resize(4 + 255, 0);
+            options.extend([1, 3, 0, 0, 0]);
+            packet[6] = 60;
+            packet.splice(40..40, options);
+            let len = packet.len() - 40;
+            put16(&mut packet, 4, len as u16);
+            packet
+        };
+        let mut node = Node::with(2, vxlan(), SourceCheck::Strict, merge);
+        let writes = node.receive(endpoint(1), &[datagram(vxlan(), &lengthen(udp(V6).unfinished()))]);
+        assert_eq!(node.counters.unfinished_checksums, 1);
+        assert_eq!(kernel_cuts(&writes[0]), [lengthen(udp(V6).packet())]);
+    }
+}
+
