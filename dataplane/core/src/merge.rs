@@ -15,7 +15,7 @@ use crate::flow::FlowKey;
 use crate::split::Segmenter;
 use crate::wire::edit::{fill_ipv4_checksum, l4_checksum_offset, l4_is_valid, pseudo_header, put, put16};
 use crate::wire::vnet::{Gso, VNET_HDR_LEN, VnetHdr};
-use crate::wire::{Family, Fragment, Ip, TCP, UDP, get16, get32, tcp_header_len};
+use crate::wire::{Family, Fragment, Ip, Length, TCP, UDP, get16, get32, tcp_header_len};
 
 /// Longest head: virtio-net header, fixed IPv6 header, TCP header with all its options.
 const MAX_HEAD: usize = VNET_HDR_LEN + 40 + 60;
@@ -463,7 +463,17 @@ impl<'a> TunWrite<'a> {
         })
     }
 
-    /// The packets one by one, each with a virtio-net header of its own: for a device that refuses the superpacket.
+    /// If this is a packet that a kernel peer left whole: how to cut it, for a device that refuses it. `bytes` gives
+    /// the bytes of a piece.
+    pub fn whole<'b>(&self, bytes: impl FnOnce(&Piece) -> &'b [u8]) -> Option<Segmenter<'b>> {
+        let first = self.parts().next().filter(|_| self.aggregate.giant)?;
+        let packet = bytes(&first.packet);
+        let ip = Ip::parse(packet, Length::Claimed).ok()?;
+        Segmenter::cut(packet, &ip, usize::from(self.aggregate.gso_size))
+    }
+
+    /// The packets one by one, each with a virtio-net header of its own: for a device that refuses the superpacket
+    /// they were merged into.
     pub fn singles(&self) -> impl Iterator<Item = ([u8; VNET_HDR_LEN], Piece)> + use<'a> {
         let aggregate = self.aggregate;
         self.parts().map(move |part| {
@@ -529,7 +539,7 @@ fn rebuild(headers: &mut [u8], aggregate: &Aggregate, len: usize) {
     if aggregate.protocol == UDP {
         put16(headers, l3_len + 4, (len - l3_len) as u16);
     }
-    let Ok(ip) = Ip::parse(headers, crate::wire::Length::Buffer) else { return };
+    let Ok(ip) = Ip::parse(headers, Length::Buffer) else { return };
     let owed = pseudo_header(&ip.source, &ip.destination, aggregate.protocol, len - l3_len).folded();
     put16(headers, l3_len + l4_checksum_offset(aggregate.protocol).unwrap_or(0), owed);
 }

@@ -8,7 +8,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{Builder, Transport, gather, kernel_accepts, kernel_cuts, normal};
-use crate::wire::Length;
 
 /// Merges packets that arrive one a buffer; gives back the writes.
 fn merged(packets: &[Vec<u8>], config: MergeConfig) -> Vec<Vec<u8>> {
