@@ -118,6 +118,17 @@ pub fn replace_between_markers(readme: &str, tables: &str) -> anyhow::Result<Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::{outcome, report};
+
+    #[test]
+    fn a_result_becomes_one_table_with_a_row_for_each_way() {
+        let outcomes = ["engine udp", "floor"].map(|way| outcome(way, Scenario::Tcp1, Some(2.5)));
+        let text = tables(&report(outcomes.to_vec()));
+        assert!(
+            text.contains("\n| engine udp | 2.50 | - | - | - |\n| floor | 2.50 | - | - | - |\n"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn only_what_is_between_the_markers_changes() {
@@ -136,23 +147,7 @@ mod tests {
     #[test]
     fn every_row_has_as_many_columns_as_its_head() {
         for scenario in SHOWN {
-            let outcome = Outcome {
-                way: "engine udp".to_owned(),
-                role: lab::race::way::Role::Engine,
-                model: lab::LinkModel::On,
-                scenario,
-                unit: scenario.unit().to_owned(),
-                better: scenario.better(),
-                value: None,
-                p99: None,
-                cpu_machine: None,
-                cpu_processes: None,
-                to_floor: None,
-                to_kernel_vxlan: None,
-                to_host_routes: None,
-                quiet: true,
-                runs: Vec::new(),
-            };
+            let outcome = outcome("engine udp", scenario, None);
             assert_eq!(row(&outcome).matches('|').count(), head(scenario).matches('|').count());
         }
     }

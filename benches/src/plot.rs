@@ -1,13 +1,12 @@
 //! The result of a race as an SVG: one panel a scenario and link model, one bar a way with its least and most.
 
-use std::path::Path;
-
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use lab::LinkModel;
 use lab::race::way::Role;
 use lab::race::{Outcome, Report, Scenario};
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::table::figure;
 
@@ -15,12 +14,12 @@ const PANEL: (u32, u32) = (460, 300);
 const TITLE: u32 = 34;
 const FONT: &str = "sans-serif";
 
-/// Writes the picture.
+/// The picture.
 ///
 /// # Errors
 ///
-/// When there is nothing to draw or the file cannot be written.
-pub fn write(report: &Report, path: &Path) -> anyhow::Result<()> {
+/// When there is nothing to draw.
+pub fn svg(report: &Report) -> anyhow::Result<String> {
     let panels: Vec<(Scenario, LinkModel)> = Scenario::ALL
         .into_iter()
         .flat_map(|scenario| report.models().into_iter().map(move |model| (scenario, model)))
@@ -33,10 +32,13 @@ pub fn write(report: &Report, path: &Path) -> anyhow::Result<()> {
     let rows = panels.len().div_ceil(columns);
     let width = PANEL.0 * u32::try_from(columns)?;
     let height = TITLE + PANEL.1 * u32::try_from(rows)?;
-    let root = SVGBackend::new(path, (width, height)).into_drawing_area();
-    draw(report, &panels, (rows, columns), &root)
-        .and_then(|()| root.present().map_err(|error| anyhow!("{error}")))
-        .with_context(|| format!("draw {}", path.display()))
+    let mut text = String::new();
+    {
+        let root = SVGBackend::with_string(&mut text, (width, height)).into_drawing_area();
+        draw(report, &panels, (rows, columns), &root)?;
+        root.present()?;
+    }
+    Ok(text)
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -77,6 +79,8 @@ fn draw_panel(
         LinkModel::On => "all offloads",
         LinkModel::Nic => "like a network card",
     };
+    // The axis grows upwards, and the first way belongs on top.
+    let bars: Vec<&Outcome> = bars.iter().rev().copied().collect();
     let names: Vec<String> = bars.iter().map(|bar| bar.way.clone()).collect();
     let mut chart = ChartBuilder::on(area)
         .caption(format!("{} [{}], {link}", scenario.title(), scenario.unit()), (FONT, 13))
@@ -90,13 +94,13 @@ fn draw_panel(
     };
     chart
         .configure_mesh()
-        .disable_y_mesh()
-        .max_light_lines(0)
+        .disable_mesh()
         .x_labels(6)
         .y_labels(bars.len())
         .y_label_formatter(&label)
         .label_style((FONT, 12))
         .draw()?;
+    let centred = TextStyle::from((FONT, 12).into_font()).pos(Pos::new(HPos::Left, VPos::Center));
     for (index, bar) in bars.iter().enumerate() {
         let Some(value) = bar.value else { continue };
         let (low, high) = (SegmentValue::Exact(index), SegmentValue::Exact(index + 1));
@@ -108,7 +112,7 @@ fn draw_panel(
             [(value.min, middle.clone()), (value.max, middle.clone())],
             BLACK,
         )])?;
-        let right = Text::new(figure(value.median), (value.max + most * 0.01, middle), (FONT, 12));
+        let right = Text::new(figure(value.median), (value.max + most * 0.01, middle), centred.clone());
         chart.draw_series([right])?;
     }
     Ok(())
@@ -121,5 +125,27 @@ fn colour(role: Role) -> RGBColor {
         Role::HostRoutes => RGBColor(0x1b, 0x9e, 0x77),
         Role::Floor => RGBColor(0x99, 0x99, 0x99),
         Role::Ablation => RGBColor(0xe6, 0xab, 0x02),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::{outcome, report};
+
+    #[test]
+    fn every_way_has_a_bar_with_its_figure() {
+        let ways = [("engine udp", 12.3), ("engine udp without tun-vnet-hdr", 2.4), ("floor", 0.987)];
+        let outcomes = ways.map(|(way, value)| outcome(way, Scenario::Tcp1, Some(value)));
+        let picture = svg(&report(outcomes.to_vec())).unwrap();
+        for text in ["engine udp", "engine udp without tun-vnet-hdr", "floor", "12.3", "2.40", "0.987"] {
+            assert!(picture.contains(&format!("\n{text}\n")), "no {text:?} in {picture}");
+        }
+    }
+
+    #[test]
+    fn a_result_without_figures_is_no_picture() {
+        assert!(svg(&report(vec![outcome("floor", Scenario::Tcp1, None)])).is_err());
+        assert!(svg(&report(Vec::new())).is_err());
     }
 }

@@ -113,7 +113,8 @@ fn race(arguments: &RaceArguments) -> anyhow::Result<()> {
     let file = File::create(&json).with_context(|| format!("write {}", json.display()))?;
     serde_json::to_writer_pretty(file, &report).with_context(|| format!("write {}", json.display()))?;
     let svg = json.with_extension("svg");
-    plot::write(&report, &svg)?;
+    let picture = plot::svg(&report).context("draw the result")?;
+    fs::write(&svg, picture).with_context(|| format!("write {}", svg.display()))?;
     say(&format!("\nwritten: {} and {}\n", json.display(), svg.display()))
 }
 
