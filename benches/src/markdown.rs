@@ -87,13 +87,15 @@ fn origin(report: &Report) -> String {
         report.settings.seconds,
     );
     let (thrown, all) = report.thrown_away();
-    if thrown > 0 {
+    if report.outcomes.iter().any(|outcome| !outcome.quiet) {
         // Writing to a String cannot fail.
+        let _infallible = write!(
+            text,
+            " Other programs were busy during {thrown} of {all} runs; where no run was quiet all of them count, and figures are low."
+        );
+    } else if thrown > 0 {
         let _infallible =
             write!(text, " {thrown} of {all} runs were thrown away because other programs were busy.");
-    }
-    if report.outcomes.iter().any(|outcome| !outcome.quiet) {
-        text += " In some rows no run was quiet: their figures are low.";
     }
     text.push_str(" Repeat it with `make bench`.\n");
     text
