@@ -16,7 +16,7 @@ use lab::traffic::ping::Ping;
 use lab::{Cluster, Plan, PodNetwork, Scene, Underlay};
 use promises::bad::{self, Bad};
 use promises::engine::{EngineNode, Spec, end_of, port_of, vxlan};
-use promises::{counts, netlink, reach};
+use promises::{counts, harness, netlink, reach};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Of each kind.
@@ -24,7 +24,7 @@ const COUNT: u64 = 100;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    lab::harness(
+    harness::of_engines(
         "promise-bad",
         lab::cases![
             bad_datagrams_in_flannels_raw_format,

@@ -19,11 +19,11 @@ use lab::{Cluster, LinkModel, Plan, Pod, PodNetwork, Scene, Underlay};
 use promises::bad;
 use promises::capture::{Capture, Captured, goes};
 use promises::engine::{EngineNode, Spec, end_of, port_of, vxlan};
-use promises::netlink;
+use promises::{harness, netlink};
 use socket2::SockRef;
 
 fn main() -> ExitCode {
-    lab::harness(
+    harness::of_engines(
         "promise-wire",
         lab::cases![
             raw_v4_is_the_bare_packet,
