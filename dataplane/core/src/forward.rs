@@ -6,7 +6,7 @@ use crate::batch::{MAX_BYTES_PER_READ, MAX_DATAGRAMS_PER_READ, TxBatch};
 use crate::counters::{Counters, DropReason};
 use crate::encap::Encap;
 use crate::icmp::{self, Complaint, Limiter, ReplyQueue};
-use crate::merge::{MergeConfig, Merger};
+use crate::merge::Merger;
 use crate::mtu::OverlayMtu;
 use crate::peers::{Owner, Peer, PeerTable};
 use crate::split::Segmenter;
@@ -40,8 +40,6 @@ pub struct ForwarderConfig {
     pub mtu: OverlayMtu,
     /// Inner sources outside the cluster.
     pub source_check: SourceCheck,
-    /// What the device takes.
-    pub merge: MergeConfig,
 }
 
 /// What became of a TUN read.
