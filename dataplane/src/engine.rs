@@ -6,9 +6,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::Receiver;
-use dataplane_core::{
-    Counters, Encap, ForwarderConfig, MergeConfig, OverlayMtu, PeerTable, SourceCheck, TxLimits,
-};
+use dataplane_core::{Counters, Encap, ForwarderConfig, OverlayMtu, PeerTable, SourceCheck, TxLimits};
 use mio::Waker;
 
 use crate::error::{EngineError, OpenError};
@@ -105,7 +103,6 @@ impl Engine {
                 encap: config.encap,
                 mtu: config.mtu,
                 source_check: config.source_check,
-                merge: MergeConfig::ALL,
             },
             max_bytes,
             offload,

@@ -6,16 +6,17 @@ use crate::batch::{MAX_BYTES_PER_READ, MAX_DATAGRAMS_PER_READ, TxBatch};
 use crate::counters::{Counters, DropReason};
 use crate::encap::Encap;
 use crate::icmp::{self, Complaint, Limiter, ReplyQueue};
-use crate::merge::{MergeConfig, Merger};
+use crate::merge::Merger;
 use crate::mtu::OverlayMtu;
 use crate::peers::{Owner, Peer, PeerTable};
 use crate::split::Segmenter;
 use crate::train::Train;
 use crate::wire::edit::{
-    complete_checksum, decrement_ttl, ipv4_header_is_valid, l4_is_unfinished, put, set_ecn,
+    complete_checksum, decrement_ttl, ipv4_header_is_valid, l4_checksum_offset, l4_is_unfinished, put,
+    set_ecn,
 };
 use crate::wire::vnet::{Gso, VnetHdr};
-use crate::wire::{Family, Fragment, Ip, Length, Malformed, TCP, UDP, tcp_header_len};
+use crate::wire::{Family, Fragment, Ip, Length, Malformed, TCP, UDP, UDP_HEADER_LEN, tcp_header_len};
 
 /// What to do with inner sources outside the cluster networks.
 ///
@@ -40,8 +41,6 @@ pub struct ForwarderConfig {
     pub mtu: OverlayMtu,
     /// Inner sources outside the cluster.
     pub source_check: SourceCheck,
-    /// What the device takes.
-    pub merge: MergeConfig,
 }
 
 /// What became of a TUN read.
@@ -388,8 +387,9 @@ impl Inbound<'_> {
             Some(gso_size) => self.merge.push_giant(packet, &ip, slot, start, gso_size),
             None => {
                 let finish = unfinished && !self.merge.config().vnet;
-                if let (true, Some(packet)) = (finish, packet.get_mut(..ip.len)) {
-                    let offset = if ip.protocol == TCP { 16 } else { 6 };
+                if let (true, Some(packet), Some(offset)) =
+                    (finish, packet.get_mut(..ip.len), l4_checksum_offset(ip.protocol))
+                {
                     complete_checksum(packet, ip.l3_len, offset);
                 }
                 self.merge.push(packet, &ip, slot, start, unfinished && !finish)
@@ -415,7 +415,7 @@ impl Inbound<'_> {
         let size = match ip.protocol {
             _ if !unfinished || ip.has_options => None,
             TCP => tcp_header_len(packet, ip.l3_len).and_then(room),
-            _ => room(8).filter(|room| gso_size <= *room).and(Some(gso_size)),
+            _ => room(UDP_HEADER_LEN).filter(|room| gso_size <= *room).and(Some(gso_size)),
         };
         size.filter(|size| *size > 0).map(Some).ok_or(DropReason::Oversize)
     }
@@ -479,7 +479,7 @@ impl Inbound<'_> {
             self.counters.icmp_limited += 1;
             return;
         }
-        let mut reply = [0; 1280];
+        let mut reply = [0; icmp::MAX_REPLY];
         let Some(len) = icmp::build(packet, ip, complaint, from, &mut reply) else { return };
         let header = self.config.encap.header(self.table.local().mac, peer.mac, ip.family());
         let header = header.as_slice();

@@ -15,7 +15,7 @@ use crate::flow::FlowKey;
 use crate::split::Segmenter;
 use crate::wire::edit::{fill_ipv4_checksum, l4_checksum_offset, l4_is_valid, pseudo_header, put, put16};
 use crate::wire::vnet::{Gso, VNET_HDR_LEN, VnetHdr};
-use crate::wire::{Family, Fragment, Ip, Length, TCP, UDP, get16, get32, tcp_header_len};
+use crate::wire::{Family, Fragment, Ip, Length, TCP, UDP, UDP_HEADER_LEN, get16, get32, tcp_header_len};
 
 /// Longest head: virtio-net header, fixed IPv6 header, TCP header with all its options.
 const MAX_HEAD: usize = VNET_HDR_LEN + 40 + 60;
@@ -208,11 +208,11 @@ impl Merger {
     /// Takes a packet that a kernel peer handed over unsegmented, to be cut every `gso_size` bytes of payload.
     /// False if it cannot be cut or there is no room.
     pub fn push_giant(&mut self, packet: &[u8], ip: &Ip, slot: u16, start: usize, gso_size: usize) -> bool {
+        let Some(cut) = Segmenter::cut(packet, ip, gso_size) else { return false };
         let takes = match ip.protocol {
             TCP => self.config.tcp,
-            _ => self.config.udp,
+            _ => self.config.udp && cut.count() <= usize::from(MAX_UDP_SEGMENTS),
         };
-        let Some(cut) = Segmenter::cut(packet, ip, gso_size) else { return false };
         if let Some(flow) = flow(packet, ip) {
             let place = flow.hash() as usize % self.newest.len();
             if let Some(slot) = self.newest.get_mut(place) {
@@ -272,7 +272,7 @@ impl Merger {
                 if !exact || get16(packet, ip.l3_len + 6)? == 0 {
                     return None;
                 }
-                (ip.l3_len + 8, 0, false)
+                (ip.l3_len + UDP_HEADER_LEN, 0, false)
             }
             _ => return None,
         };

@@ -109,7 +109,7 @@ impl State {
             (true, false) => SINGLE_SLOTS,
         };
         Self {
-            forwarder: Forwarder::new(ForwarderConfig { merge: merging(offload), ..config.forwarder }),
+            forwarder: Forwarder::new(config.forwarder),
             batch: TxBatch::new(limits(config, offload), BATCH_READS),
             merger: Merger::new(merging(offload)),
             replies: ReplyQueue::default(),

@@ -5,6 +5,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::batch::TxLimits;
+use crate::merge::MergeConfig;
 use crate::testing::{
     Builder, Transport, cluster, endpoint, forwarder, gather, kernel_accepts, kernel_cuts, mac, tun_read,
     vxlan,

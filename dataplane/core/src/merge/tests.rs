@@ -328,3 +328,18 @@ fn a_fragment_is_not_overtaken_by_its_flow() {
         merged(&packets, MergeConfig::ALL).iter().flat_map(|write| kernel_cuts(write)).collect();
     assert_eq!(delivered, packets);
 }
+
+/// A sender's kernel may take 128 datagrams in one superpacket where ours takes 64.
+#[test]
+fn a_superpacket_of_more_datagrams_than_the_device_takes_is_cut() {
+    for (count, writes) in [(64, 1), (65, 65), (128, 128)] {
+        let whole = Builder::new(Family::V6, Transport::Udp).payload(&vec![5; count * 100]).unfinished();
+        let ip = Ip::parse(&whole, Length::Claimed).unwrap();
+        let mut merger = Merger::new(MergeConfig::ALL);
+        assert!(merger.push_giant(&whole, &ip, 0, 0, 100));
+        let buffers = [whole];
+        let written: Vec<_> = merger.writes().map(|write| gather(&write, &merger, &buffers)).collect();
+        assert_eq!(written.len(), writes);
+        assert_eq!(written.iter().map(|write| kernel_cuts(write).len()).sum::<usize>(), count);
+    }
+}
