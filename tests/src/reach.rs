@@ -1,6 +1,5 @@
 //! Checks of what a path carries, each with an error that says what did not get through.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -103,10 +102,4 @@ pub fn segmented_datagrams(path: Path<'_>, payload: usize) -> anyhow::Result<()>
         path.address
     );
     Ok(())
-}
-
-/// The family of an address.
-#[must_use]
-pub fn family_of(address: IpAddr) -> Family {
-    Family::of(&address)
 }
