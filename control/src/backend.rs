@@ -55,8 +55,9 @@ pub enum Backend {
 pub enum BackendError {
     /// Nothing is left for packets.
     #[error(
-        "MTU {} of the underlay leaves too little for the overlay: {encap:?} needs at least {}",
+        "MTU {} of the underlay leaves too little for the overlay: {} needs at least {}",
         mtu.0,
+        match encap { Encap::Raw => "udp", Encap::Vxlan { .. } => "vxlan" },
         dataplane_core::mtu::overhead(encap, *family) + smallest(*family)
     )]
     MtuTooSmall {

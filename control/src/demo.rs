@@ -111,12 +111,12 @@ fn can_make_tun() -> anyhow::Result<()> {
     let Err(error) = File::options().read(true).write(true).open(TUN) else { return Ok(()) };
     let what_to_do = match error.kind() {
         io::ErrorKind::NotFound => {
-            "load the module (modprobe tun), or give the container --device /dev/net/tun"
+            "Load the module (modprobe tun), or give the container --device /dev/net/tun"
         }
         io::ErrorKind::PermissionDenied => {
-            "run the demo as root, or let users make TUN devices (chmod 666 /dev/net/tun)"
+            "Run the demo as root, or let users make TUN devices (chmod 666 /dev/net/tun)"
         }
-        _ => "the kernel seems to be built without CONFIG_TUN",
+        _ => "The kernel seems to be built without CONFIG_TUN",
     };
     bail!("cannot open {TUN}, without which the engine gets no packet: {error}. {what_to_do}")
 }

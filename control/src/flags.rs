@@ -185,6 +185,9 @@ impl RawFlags {
             }
             let dashes = word.len() - body.len();
             let Some(flag) = find(name) else {
+                if asks_for_nothing(name, inline.as_deref()) {
+                    continue;
+                }
                 return Err(unknown(&word[..dashes + name.len()], name));
             };
             let text = match (flag.kind, inline) {
@@ -211,8 +214,7 @@ impl RawFlags {
             let known = FLAGS.iter().find(|flag| variable_part(flag.name) == rest);
             let Some(flag) = known else {
                 if let Some(absent) = ABSENT.iter().find(|absent| variable_part(absent.name) == rest) {
-                    // `FLANNELD_KUBE_SUBNET_MGR=false` asks for nothing that is missing.
-                    if text.parse::<bool>() != Ok(false) {
+                    if !asks_for_nothing(absent.name, Some(&text)) {
                         return Err(FlagError::Absent { from: name, why: absent.why });
                     }
                 } else {
@@ -287,12 +289,22 @@ fn unknown(typed: &str, name: &str) -> FlagError {
     }
 }
 
+/// `--kube-subnet-mgr=false` is what this version does anyway.
+fn asks_for_nothing(name: &str, value: Option<&str>) -> bool {
+    ABSENT.iter().any(|absent| absent.name == name) && value.and_then(parse_bool) == Some(false)
+}
+
+/// Swapped letters are one slip; what is added to a short name counts more than what is missing from a long one.
+fn likeness(typed: &str, name: &str) -> f64 {
+    strsim::normalized_damerau_levenshtein(typed, name)
+}
+
 fn nearest(name: &str) -> &'static str {
     FLAGS
         .iter()
         .filter(|flag| !flag.hidden)
         .map(|flag| flag.name)
-        .max_by(|a, b| strsim::jaro_winkler(name, a).total_cmp(&strsim::jaro_winkler(name, b)))
+        .max_by(|a, b| likeness(name, a).total_cmp(&likeness(name, b)))
         .unwrap_or("help")
 }
 
@@ -446,6 +458,32 @@ mod tests {
             error.to_string(),
             "unknown flag -ifaec; the nearest is --iface. `flanneld --help` lists them all"
         );
+    }
+
+    #[test]
+    fn the_nearest_flag_is_the_one_that_was_meant() {
+        for (typed, meant) in [
+            ("interface", "iface"),
+            ("ifcae", "iface"),
+            ("ipmasq", "ip-masq"),
+            ("file-subnet-manager", "file-subnet-mgr"),
+            ("net-config", "net-config-path"),
+            ("public-ip6", "public-ipv6"),
+            ("subnetfile", "subnet-file"),
+        ] {
+            assert_eq!(nearest(typed), meant, "{typed}");
+        }
+    }
+
+    #[test]
+    fn a_missing_feature_that_is_switched_off_is_no_error() {
+        for words in [&["--kube-subnet-mgr=false"], &["-iptables-forward-rules=0"], &["--healthz-port=0"]] {
+            assert!(parse(words).is_ok(), "{words:?}");
+        }
+        assert!(with_environment(&[], &[("FLANNELD_KUBE_SUBNET_MGR", "F")]).is_ok());
+        for words in [&["--kube-subnet-mgr"], &["-kube-subnet-mgr=true"], &["--healthz-port=10256"]] {
+            assert!(matches!(parse(words), Err(FlagError::Absent { .. })), "{words:?}");
+        }
     }
 
     #[test]

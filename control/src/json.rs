@@ -81,6 +81,15 @@ impl<'a> Node<'a> {
                 text: format!("expected UTF-8 text, found the byte {:#04x}", bytes[valid.len()]),
             }
         })?;
+        if source.trim_ascii().is_empty() {
+            let text = "not JSON: nothing is in it".to_owned();
+            return Err(Remark { at: Position::of(source, 0), text });
+        }
+        if source.starts_with('\u{feff}') {
+            let text =
+                "it begins with a byte order mark, which JSON does not allow: save it as UTF-8 without one";
+            return Err(Remark { at: Position::of(source, 0), text: text.to_owned() });
+        }
         let raw: &RawValue =
             serde_json::from_str(source).map_err(|error| syntax(source, 0, source, &error))?;
         Ok(Self { source, text: raw.get() })
@@ -168,6 +177,23 @@ impl<'a> Object<'a> {
             .find(|member| member.key.eq_ignore_ascii_case(key))
             .map(|member| member.value)
             .filter(|value| !value.is_null())
+    }
+
+    /// An error about `key`, which is not there: the unknown key that was meant for it, if there is one.
+    pub fn missing(&self, key: &str, expected: &str, known: &[&str]) -> Remark {
+        let typed = self.members.iter().find(|member| {
+            !known.iter().any(|known| member.key.eq_ignore_ascii_case(known))
+                && nearest(&member.key, known) == key
+                && strsim::jaro_winkler(&member.key.to_ascii_lowercase(), &key.to_ascii_lowercase()) > 0.8
+        });
+        match typed {
+            Some(member) => {
+                let typed: String = member.key.chars().take(40).collect();
+                let text = format!("{typed:?} is no key, it should be {key}: expected {expected}");
+                Remark { at: member.at, text }
+            }
+            None => Remark { at: self.position(), text: format!("{key} is missing: expected {expected}") },
+        }
     }
 
     /// Where the object begins.
@@ -293,8 +319,12 @@ mod tests {
         assert_eq!(error.at, Position { line: 3, column: 3 });
         assert!(error.text.starts_with("not JSON: "), "{}", error.text);
         assert!(!error.text.contains("line"), "{}", error.text);
-        let error = Node::parse(b"").unwrap_err();
-        assert_eq!(error.at, Position { line: 1, column: 1 });
+        for empty in [&b""[..], b" \n"] {
+            let error = Node::parse(empty).unwrap_err();
+            assert_eq!(error.to_string(), "1:1: not JSON: nothing is in it");
+        }
+        let error = Node::parse("\u{feff}{}".as_bytes()).unwrap_err();
+        assert!(error.text.contains("byte order mark"), "{error}");
         let error = Node::parse(b"{}\n{}").unwrap_err();
         assert_eq!(error.at.line, 2);
         let error = Node::parse(b"{\"\xff\": 1}").unwrap_err();

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use dataplane_core::{IpNet, Ipv4Net, Ipv6Net, Vni};
+use hostnet::regular_file::{self, Links};
 
 use crate::json::{Node, Object, Remark};
 
@@ -17,6 +18,9 @@ pub use pool::Pool;
 pub const UDP_PORT: u16 = 8285;
 /// The UDP port Linux gives VXLAN, older than the one the RFC names.
 pub const VXLAN_PORT: u16 = 8472;
+
+/// A ConfigMap holds no more than this.
+const LONGEST: u64 = 1024 * 1024;
 
 /// A network configuration whose every value has been checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,8 +78,8 @@ pub enum ConfigError {
 impl NetworkConfig {
     /// Reads and checks `path`.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let bytes =
-            std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let bytes = regular_file::read(path, LONGEST, Links::Follow)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&bytes).map_err(|remark| ConfigError::Text { path: path.to_owned(), remark })
     }
 
@@ -143,6 +147,7 @@ const TOP_LEVEL_KEYS: &[&str] = &[
 
 /// What differs between the families, so that one function checks both.
 struct FamilyKeys {
+    bits: u32,
     network: &'static str,
     length: &'static str,
     min: &'static str,
@@ -154,6 +159,7 @@ struct FamilyKeys {
 }
 
 const IPV4: FamilyKeys = FamilyKeys {
+    bits: 32,
     network: "Network",
     length: "SubnetLen",
     min: "SubnetMin",
@@ -165,6 +171,7 @@ const IPV4: FamilyKeys = FamilyKeys {
 };
 
 const IPV6: FamilyKeys = FamilyKeys {
+    bits: 128,
     network: "IPv6Network",
     length: "IPv6SubnetLen",
     min: "IPv6SubnetMin",
@@ -177,13 +184,12 @@ const IPV6: FamilyKeys = FamilyKeys {
 
 fn pool(object: &Object<'_>, keys: &FamilyKeys) -> Result<Pool, Remark> {
     let Some(node) = object.get(keys.network) else {
-        let text = format!("{} is missing: expected {}", keys.network, keys.expected_network);
-        return Err(Remark { at: object.position(), text });
+        return Err(object.missing(keys.network, keys.expected_network, TOP_LEVEL_KEYS));
     };
     let network = (keys.parse_network)(&node, keys.expected_network)?;
     let length_node = object.get(keys.length);
     let length = match &length_node {
-        Some(node) => node.integer(0, 128)? as u8,
+        Some(node) => node.integer(0, keys.bits)? as u8,
         None => 0,
     };
     let address = |key| match object.get(key) {
@@ -230,8 +236,8 @@ const FLANNELS: &[&str] = &["alloc", "extension", "host-gw", "ipip", "ipsec", "t
 fn backend(node: &Node<'_>, notices: &mut Vec<Remark>) -> Result<BackendConfig, Remark> {
     let object = node.object("an object like {\"Type\": \"vxlan\"}")?;
     let Some(kind_node) = object.get("Type") else {
-        let text = format!("Backend has no Type: expected {OURS}");
-        return Err(Remark { at: node.position(), text });
+        let Remark { at, text } = object.missing("Type", OURS, VXLAN_KEYS);
+        return Err(Remark { at, text: format!("Backend has no Type: {text}") });
     };
     let kind = kind_node.string().map_err(|_| kind_node.expected(OURS))?.to_ascii_lowercase();
     let port = |least, default: u16| match object.get("Port") {
@@ -445,7 +451,7 @@ mod tests {
         );
         assert_eq!(
             error(r#"{"Network": "10.3.0.0/16", "SubnetLen": "24"}"#),
-            "1:41: expected a whole number from 0 to 128, found \"24\""
+            "1:41: expected a whole number from 0 to 32, found \"24\""
         );
         assert_eq!(
             error(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan", "VNI": 16777216}}"#),
@@ -465,8 +471,34 @@ mod tests {
             "1:48: backend type \"wireguard\" is a backend that this version does not have: expected \"vxlan\" or \"udp\""
         );
         assert!(error(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "vxlna"}}"#).contains("is unknown"));
-        assert!(error(r#"{"Network": "10.3.0.0/16", "Backend": {}}"#).contains("Backend has no Type"));
+        assert_eq!(
+            error(r#"{"Network": "10.3.0.0/16", "Backend": {"Prot": 1}}"#),
+            "1:39: Backend has no Type: Type is missing: expected \"vxlan\" or \"udp\""
+        );
+        assert_eq!(
+            error(r#"{"Network": "10.3.0.0/16", "Backend": {"Tpye": "udp"}}"#),
+            "1:40: Backend has no Type: \"Tpye\" is no key, it should be Type: expected \"vxlan\" or \"udp\""
+        );
         assert!(error(r#"{"Network": "10.3.0.0/16", "Backend": []}"#).contains("expected an object like"));
+    }
+
+    #[test]
+    fn a_key_that_is_missing_for_a_typing_error_is_found() {
+        assert_eq!(
+            error("{\n  \"Netwrok\": \"10.3.0.0/16\"\n}"),
+            "2:3: \"Netwrok\" is no key, it should be Network: expected an IPv4 network like \"10.5.0.0/16\""
+        );
+        // A key that is right for something else is no typing error.
+        assert_eq!(
+            error(r#"{"IPv6Network": "fc00::/48"}"#),
+            "1:1: Network is missing: expected an IPv4 network like \"10.5.0.0/16\""
+        );
+    }
+
+    #[test]
+    fn a_pipe_or_a_device_is_no_configuration() {
+        let error = NetworkConfig::read(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert_eq!(error, "cannot read the network configuration /dev/zero: it is not a regular file");
     }
 
     #[test]

@@ -88,6 +88,15 @@ pub enum SettingsError {
         "no lease store: give --file-subnet-mgr DIR, a directory that all nodes share (this version has no etcd or Kubernetes store)"
     )]
     NoStore,
+    /// No store was chosen, and a word stands where flags end: a subcommand was meant, or a flag behind the word.
+    #[error(
+        "{word:?} is no subcommand (there is `flanneld demo`), and no flag before it names a lease store: see \
+         `flanneld --help`"
+    )]
+    Word {
+        /// The word.
+        word: String,
+    },
 }
 
 impl Settings {
@@ -101,7 +110,10 @@ impl Settings {
         };
         let lease_dir = flags.text("file-subnet-mgr");
         if lease_dir.is_empty() {
-            return Err(SettingsError::NoStore);
+            return Err(match flags.words.first() {
+                Some(word) => SettingsError::Word { word: word.clone() },
+                None => SettingsError::NoStore,
+            });
         }
         let subnet_file = flags.text("subnet-file");
         if subnet_file.is_empty() {

@@ -40,6 +40,8 @@ fn wrong_flags_end_with_2_and_one_line() {
         (vec!["-kube-subnet-mgr"], vec![], "use --file-subnet-mgr DIR"),
         (vec![], vec![("FLANNELD_ETCD_ENDPOINTS", "http://x")], "FLANNELD_ETCD_ENDPOINTS: "),
         (vec![], vec![], "give --file-subnet-mgr DIR"),
+        (vec!["help"], vec![], "\"help\" is no subcommand (there is `flanneld demo`)"),
+        (vec!["-ip-masq", "true", "-file-subnet-mgr=x"], vec![], "\"true\" is no subcommand"),
         (
             vec!["-file-subnet-mgr=x"],
             vec![("FLANNELD_PUBLIC_IP", "1.2.3")],

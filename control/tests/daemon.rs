@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         lab::cases![
             nodes_reach_each_other_by_either_backend_and_family,
             the_file_is_written_when_the_routes_are_there,
+            nothing_is_ready_before_the_file_is_written,
             what_somebody_deletes_comes_back,
             a_killed_node_comes_back_with_its_subnet_and_mac,
             a_forgotten_lease_is_found_again_by_the_files,
@@ -222,6 +223,19 @@ fn the_file_is_written_when_the_routes_are_there(scene: &Scene) -> anyhow::Resul
     let routes = stage.routes(1, "flannel.1")?;
     ensure!(routes == [format!("{peer} dev flannel.1 scope 253")], "{routes:?}");
     drop(second);
+    Ok(())
+}
+
+fn nothing_is_ready_before_the_file_is_written(scene: &Scene) -> anyhow::Result<()> {
+    let stage = Stage::set(scene, 1, VXLAN)?;
+    // A directory stands where the file belongs.
+    fs::create_dir_all(stage.subnet_file(0))?;
+    let process = stage.cluster.nodes()[0].spawn(stage.command(0))?;
+    process.wait_for_line("pods get no network until this works", PATIENCE)?;
+    ensure!(!process.lines().iter().any(|line| line.contains(READY)), "{:?}", process.lines());
+    fs::remove_dir(stage.subnet_file(0))?;
+    process.wait_for_line(READY, PATIENCE)?;
+    stage.env(0)?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@
 //!
 //! [`state`] and [`change`] are pure: sorted sets and their ordered difference. [`kernel`] is the only module that
 //! speaks netlink. [`netns`] runs code inside a network namespace, [`sysctl`] and [`subnet_env`] read and write the two
-//! kinds of files that a node agent deals with.
+//! kinds of files that a node agent deals with, [`regular_file`] reads those that others may have made.
 #![forbid(unsafe_code)]
 
 pub mod change;
@@ -20,6 +20,7 @@ pub mod host;
 pub mod kernel;
 pub mod netns;
 pub mod reconcile;
+pub mod regular_file;
 pub mod state;
 pub mod subnet_env;
 pub mod sysctl;

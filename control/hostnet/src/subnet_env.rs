@@ -13,8 +13,8 @@
 //! Two readers: [`SubnetEnv::parse`] wants a whole, right file and says the line that is not; [`Previous`] is what a
 //! starting daemon takes from the file of its last run, by flannel's lenient rules, and never stops a start.
 use std::fmt;
-use std::fs::{DirBuilder, File, Permissions};
-use std::io::{self, Read, Write};
+use std::fs::{DirBuilder, Permissions};
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ use ipnet::IpNet;
 
 mod line;
 
+use crate::regular_file::{self, Links};
 use line::{Assignment, assignments};
 
 const NETWORK: [&str; 2] = ["FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"];
@@ -281,13 +282,7 @@ fn first_host(net: &IpNet) -> IpNet {
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
-    let file = File::open(path)?;
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        let problem = format!("longer than {MAX_BYTES} bytes, so it is not a subnet.env");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
-    }
+    let bytes = regular_file::read(path, MAX_BYTES, Links::Follow)?;
     String::from_utf8(bytes).map_err(|error| {
         let good = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes().iter().take(good).filter(|byte| **byte == b'\n').count();

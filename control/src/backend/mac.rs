@@ -7,6 +7,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use dataplane_core::MacAddr;
+use hostnet::regular_file::{self, Links};
+
+/// A MAC has 17 characters; what is much longer is something else.
+const LONGEST: u64 = 64;
 
 /// Where a MAC was remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,14 +38,22 @@ pub fn path(subnet_file: &Path, device: &str) -> PathBuf {
     subnet_file.with_file_name(format!("{device}.mac"))
 }
 
-/// The MAC of the lease, else the file's, else a new one: locally administered, unicast, random.
-pub fn settle(lease: Option<MacAddr>, file: &Path, random: &mut fastrand::Rng) -> (MacAddr, MacSource) {
+/// The MAC of the lease, else the file's, else a new one: locally administered, unicast, random. `taken` are those of
+/// other leases: two daemons that share a subnet.env share the file too, and peers keep one entry a MAC.
+pub fn settle(
+    lease: Option<MacAddr>,
+    file: &Path,
+    taken: &[MacAddr],
+    random: &mut fastrand::Rng,
+) -> (MacAddr, MacSource) {
     let usable = |mac: &MacAddr| mac.0[0] & 1 == 0 && *mac != MacAddr::default();
     if let Some(mac) = lease.filter(usable) {
         return (mac, MacSource::Lease);
     }
-    let remembered = fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok());
-    if let Some(mac) = remembered.filter(usable) {
+    let remembered = regular_file::read(file, LONGEST, Links::Follow)
+        .ok()
+        .and_then(|bytes| String::from_utf8_lossy(&bytes).trim().parse().ok());
+    if let Some(mac) = remembered.filter(|mac| usable(mac) && !taken.contains(mac)) {
         return (mac, MacSource::File);
     }
     let mut bytes = random.u64(..).to_be_bytes();
@@ -70,21 +82,23 @@ mod tests {
         let file = path(&dir.path().join("flannel/subnet.env"), "flannel.1");
         assert_eq!(file, dir.path().join("flannel/flannel.1.mac"));
         let random = &mut fastrand::Rng::with_seed(7);
-        let (new, source) = settle(None, &file, random);
+        let (new, source) = settle(None, &file, &[], random);
         assert_eq!(source, MacSource::New);
         remember(new, &file).unwrap();
-        assert_eq!(settle(None, &file, random), (new, MacSource::File));
+        assert_eq!(settle(None, &file, &[], random), (new, MacSource::File));
+        assert_eq!(settle(None, &file, &[new], random).1, MacSource::New, "another node has the file's");
         let leased = MacAddr([2, 0, 0, 0, 0, 9]);
-        assert_eq!(settle(Some(leased), &file, random), (leased, MacSource::Lease));
-        assert_eq!(settle(Some(MacAddr([1, 0, 0, 0, 0, 9])), &file, random), (new, MacSource::File));
+        assert_eq!(settle(Some(leased), &file, &[leased], random), (leased, MacSource::Lease));
+        assert_eq!(settle(Some(MacAddr([1, 0, 0, 0, 0, 9])), &file, &[], random), (new, MacSource::File));
         fs::write(&file, "nonsense").unwrap();
-        assert_eq!(settle(Some(MacAddr::default()), &file, random).1, MacSource::New);
+        assert_eq!(settle(Some(MacAddr::default()), &file, &[], random).1, MacSource::New);
     }
 
     #[test]
     fn a_new_mac_is_local_and_unicast() {
         for seed in 0..500 {
-            let (mac, _) = settle(None, Path::new("/nonexistent/x"), &mut fastrand::Rng::with_seed(seed));
+            let (mac, _) =
+                settle(None, Path::new("/nonexistent/x"), &[], &mut fastrand::Rng::with_seed(seed));
             assert_eq!(mac.0[0] & 0x03, 0x02, "{mac}");
         }
     }

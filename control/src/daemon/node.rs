@@ -129,13 +129,6 @@ impl Node {
         }
         self.provide_peers(&plan)?;
         self.write_subnet_env();
-        tracing::info!(
-            subnet = %self.own.subnet,
-            backend = self.backend.tunnels().iter().map(|tunnel| tunnel.device.as_str()).collect::<Vec<_>>().join(" and "),
-            mtu = self.backend.mtu().map(OverlayMtu::get),
-            peers = self.leases.len(),
-            "flannel is ready"
-        );
         Ok(())
     }
 
@@ -268,6 +261,10 @@ impl Node {
         match env.write(&self.settings.subnet_file) {
             Ok(()) => {
                 tracing::info!("Wrote subnet file to {}", self.settings.subnet_file.display());
+                // Pods get a network from the file, so nothing is ready before it is there.
+                if !self.env_is_written {
+                    self.say_ready();
+                }
                 self.env_is_written = true;
                 self.env_trouble = None;
             }
@@ -279,6 +276,16 @@ impl Node {
                 }
             }
         }
+    }
+
+    fn say_ready(&self) {
+        tracing::info!(
+            subnet = %self.own.subnet,
+            backend = self.backend.tunnels().iter().map(|tunnel| tunnel.device.as_str()).collect::<Vec<_>>().join(" and "),
+            mtu = self.backend.mtu().map(OverlayMtu::get),
+            peers = self.leases.len(),
+            "flannel is ready"
+        );
     }
 
     /// What an update says about our own lease.

@@ -1,6 +1,8 @@
 //! From settings to a node that forwards packets, in an order that leaves nothing half done: what can fail for want of
 //! a right, a port or a name fails before the lease is published.
 
+use std::net::IpAddr;
+
 use anyhow::bail;
 use dataplane::{Engine, EngineConfig};
 use dataplane_core::{Family, MacAddr};
@@ -10,8 +12,8 @@ use hostnet::subnet_env::Previous;
 use super::Node;
 use super::node::Carrier;
 use crate::backend::{Backend, Tunnel, mac};
-use crate::lease::{BackendData, Lease, LeaseSet, Subnet};
-use crate::network::NetworkConfig;
+use crate::lease::{BackendData, Lease, LeaseSet, LeaseUpdate, Subnet};
+use crate::network::{BackendConfig, NetworkConfig};
 use crate::settings::Settings;
 use crate::store::{LeaseRequest, LeaseStore, LeaseWatch};
 use crate::underlay::{Families, HostView, Underlay};
@@ -25,6 +27,9 @@ pub(super) async fn start(settings: &Settings, store: &impl LeaseStore) -> anyho
     let kernel = Kernel::connect().await?;
     let underlay = choose_underlay(settings, &network, &kernel).await?;
     tracing::info!(mtu = underlay.mtu.0, "Using interface {underlay}");
+    for doubt in doubts(&network, &underlay) {
+        tracing::warn!("network configuration: {doubt}");
+    }
 
     let (backend, held) = settle_backend(settings, store, &network, &underlay).await?;
     let mut carriers = Vec::new();
@@ -103,6 +108,31 @@ async fn choose_underlay(
     Ok(Underlay::choose(&settings.interface, families, &host)?)
 }
 
+/// What flannel takes without a word too, and what hardly anybody can have meant.
+fn doubts(network: &NetworkConfig, underlay: &Underlay) -> Vec<String> {
+    let mut doubts = Vec::new();
+    let ends = [underlay.v4.map(|end| end.local.into()), underlay.v6.map(|end| end.local.into())];
+    for end in ends.into_iter().flatten() {
+        if let Some(pool) = network.pools().find(|pool| pool.network().contains::<&IpAddr>(&end)) {
+            doubts.push(format!(
+                "the pod network {} holds this node's own address {end}: a lease can take the way between nodes. \
+                 Give pods a network that nothing else uses",
+                pool.network()
+            ));
+        }
+    }
+    if let BackendConfig::Vxlan { mtu: Some(mtu), .. } = network.backend
+        && mtu > underlay.mtu.0
+    {
+        doubts.push(format!(
+            "Backend MTU {mtu} is more than the {} of {}: large packets travel in fragments. Leave it out, or give \
+             the interface that MTU",
+            underlay.mtu.0, underlay.device
+        ));
+    }
+    doubts
+}
+
 /// The backend with its VtepMACs, and the lease of an earlier run if there is one.
 async fn settle_backend(
     settings: &Settings,
@@ -127,9 +157,10 @@ async fn settle_backend(
         .into_iter()
         .filter(|(family, _)| anonymous.tunnels().iter().any(|tunnel| tunnel.family == *family));
     let mut macs = Vec::new();
+    let taken = macs_of_others(store, held.as_ref()).await?;
     for (family, device) in used {
         let file = mac::path(&settings.subnet_file, &device);
-        let (address, source) = mac::settle(leased(family), &file, &mut fastrand::Rng::new());
+        let (address, source) = mac::settle(leased(family), &file, &taken, &mut fastrand::Rng::new());
         if source != mac::MacSource::File
             && let Err(error) = mac::remember(address, &file)
         {
@@ -140,6 +171,21 @@ async fn settle_backend(
     }
     let mac = |family| macs.iter().find(|(of, _)| *of == family).map(|(_, mac)| *mac).unwrap_or_default();
     Ok((Backend::new(network, underlay, mac)?, held))
+}
+
+/// The VtepMACs in every lease but our own.
+async fn macs_of_others(store: &impl LeaseStore, own: Option<&Lease>) -> anyhow::Result<Vec<MacAddr>> {
+    let LeaseUpdate::Snapshot(leases) = store.watch().await?.next().await else { return Ok(Vec::new()) };
+    let others = leases.iter().filter(|lease| own.is_none_or(|own| own.subnet != lease.subnet));
+    Ok(others
+        .filter_map(|lease| match lease.attrs.backend {
+            BackendData::Vxlan { v4, v6 } => Some([v4, v6]),
+            _ => None,
+        })
+        .flatten()
+        .flatten()
+        .map(|data| data.mac)
+        .collect())
 }
 
 /// What subnet.env says from the last run.
@@ -157,4 +203,31 @@ fn previous_subnet(settings: &Settings) -> Option<Subnet> {
         dataplane_core::IpNet::V4(_) => None,
     });
     Subnet::new(v4, v6)
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane_core::LinkMtu;
+
+    use super::*;
+    use crate::underlay::End;
+
+    #[test]
+    fn what_hardly_anybody_means_is_doubted() {
+        let local = "192.0.2.7".parse().unwrap();
+        let underlay = Underlay {
+            device: "eth0".to_owned(),
+            index: 2,
+            mtu: LinkMtu(1500),
+            v4: Some(End { local, public: local }),
+            v6: None,
+        };
+        let about = |text: &str| doubts(&NetworkConfig::parse(text.as_bytes()).unwrap(), &underlay);
+        let fine = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "MTU": 1500}}"#;
+        assert!(about(fine).is_empty());
+        let overlap = about(r#"{"Network": "192.0.0.0/16"}"#);
+        assert!(overlap[0].contains("192.0.0.0/16 holds this node's own address 192.0.2.7"), "{overlap:?}");
+        let jumbo = about(r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "MTU": 9000}}"#);
+        assert!(jumbo[0].contains("MTU 9000 is more than the 1500 of eth0"), "{jumbo:?}");
+    }
 }

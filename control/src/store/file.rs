@@ -14,9 +14,11 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use tokio::time::Instant;
 
 use super::allocate::{Decision, Origin, decide, rival};
@@ -65,9 +67,15 @@ impl<C: Clock> FileStore<C> {
         let file = File::options()
             .create(true)
             .truncate(false)
+            .read(true)
             .write(true)
+            // Whatever somebody put there, opening it does not block and makes no file elsewhere.
+            .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW).bits())
             .open(&path)
             .map_err(during("open the lock", &path))?;
+        if !file.metadata().map_err(during("look at the lock", &path))?.is_file() {
+            return Err(during("lock", &path)(io::Error::other("it is not a regular file; remove it")));
+        }
         let begin = Instant::now();
         loop {
             match file.try_lock() {
@@ -114,7 +122,9 @@ impl<C: Clock> FileStore<C> {
             self.remove(&ended.subnet)?;
         }
         for leftover in &scan.leftovers {
-            fs::remove_file(leftover).map_err(during("delete the leftover", leftover))?;
+            if let Err(error) = fs::remove_file(leftover) {
+                tracing::debug!(file = %leftover.display(), %error, "a leftover stays");
+            }
         }
         Ok(scan)
     }

@@ -1,4 +1,6 @@
 //! Promises about `subnet.env`.
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 
 use ipnet::{Ipv4Net, Ipv6Net};

@@ -1,12 +1,11 @@
 //! One look at the lease directory: what is in force, what makes no sense, what a killed writer left behind.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
+use hostnet::regular_file::{self, Links};
 
 use super::during;
 use crate::lease::{Key, Lease, Subnet, parse_value};
@@ -20,7 +19,7 @@ const LONGEST_VALUE: u64 = 16 * 1024;
 pub struct Scan {
     /// Every readable lease, in the order of the directory, ended ones too.
     pub leases: Vec<Lease>,
-    /// Every other file, except leftovers.
+    /// Every other file that is not hidden.
     pub unreadable: Vec<Unreadable>,
     /// Temporary files; whoever holds the lock may delete them.
     pub leftovers: Vec<PathBuf>,
@@ -56,13 +55,15 @@ impl Scan {
     fn take(&mut self, dir: &Path, name: &OsStr) {
         let path = dir.join(name);
         if name.as_encoded_bytes().starts_with(b".") {
-            self.leftovers.push(path);
+            if is_leftover(name) {
+                self.leftovers.push(path);
+            }
             return;
         }
         let key = name.to_str().unwrap_or_default().parse::<Key>();
         let outcome = match key {
             Err(not_a_key) => Err(format!("the name is {not_a_key}")),
-            Ok(Key(subnet)) => match read_bounded(&path) {
+            Ok(Key(subnet)) => match regular_file::read(&path, LONGEST_VALUE, Links::Refuse) {
                 // It was deleted between the listing and the reading.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return,
                 Err(error) => Err(error.to_string()),
@@ -82,18 +83,13 @@ impl Scan {
     }
 }
 
-/// Reads a regular file; a link is not followed, and a pipe does not block.
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
-    let meta = file.metadata()?;
-    if !meta.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    if meta.len() > LONGEST_VALUE {
-        return Err(io::Error::other(format!("it is longer than {LONGEST_VALUE} bytes")));
-    }
-    let mut bytes = Vec::new();
-    file.take(LONGEST_VALUE).read_to_end(&mut bytes)?;
-    Ok(bytes)
+/// `.10.5.34.0-24.x7Yp0Q`: what atomic-write-file calls a file until it is whole. Other hidden files are somebody's own:
+/// an editor's, a file system's (`.nfs...`, `.snapshot`).
+fn is_leftover(name: &OsStr) -> bool {
+    let parts = name.to_str().and_then(|name| name.strip_prefix('.')?.rsplit_once('.'));
+    parts.is_some_and(|(key, random)| {
+        key.parse::<Key>().is_ok()
+            && random.len() == 6
+            && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
 }

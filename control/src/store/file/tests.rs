@@ -171,10 +171,36 @@ async fn what_is_no_regular_small_file_is_passed_over() {
 async fn what_a_killed_writer_left_is_cleared_away() {
     let h = FileHarness::new();
     h.configure(r#"{"Network": "10.5.0.0/16"}"#);
-    fs::write(h.file(".10.5.13.0-24.x7"), "{\"Pub").unwrap();
+    fs::write(h.file(".10.5.13.0-24.x7Yp0Q"), "{\"Pub").unwrap();
+    for others in [".10.5.13.0-24.swp", ".nfs0000000000000001", ".notes.abcdef"] {
+        fs::write(h.file(others), "").unwrap();
+    }
+    fs::create_dir(h.file(".snapshot")).unwrap();
+    fs::create_dir(h.file(".10.5.14.0-24.abcdef")).unwrap();
     let store = h.store();
     store.acquire(&store.network().await.unwrap(), &request(1)).await.unwrap();
-    assert!(!h.file(".10.5.13.0-24.x7").exists());
+    assert!(!h.file(".10.5.13.0-24.x7Yp0Q").exists());
+    for others in [".10.5.13.0-24.swp", ".nfs0000000000000001", ".notes.abcdef", ".snapshot"] {
+        assert!(h.file(others).exists(), "{others} is not ours");
+    }
+    assert!(Scan::of(&h.dir.path().join("subnets")).unwrap().unreadable.is_empty());
+}
+
+#[tokio::test]
+async fn a_lock_that_is_a_pipe_or_a_link_is_refused_at_once() {
+    let h = FileHarness::new();
+    h.configure(r#"{"Network": "10.5.0.0/16"}"#);
+    let store = h.store();
+    let network = store.network().await.unwrap();
+    let lock = h.dir.path().join("lock");
+    nix::unistd::mkfifo(&lock, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = store.acquire(&network, &request(1)).await.unwrap_err().to_string();
+    assert!(error.contains("it is not a regular file; remove it"), "{error}");
+    fs::remove_file(&lock).unwrap();
+    symlink(h.dir.path().join("elsewhere"), &lock).unwrap();
+    let error = store.acquire(&network, &request(1)).await.unwrap_err().to_string();
+    assert!(error.contains("open the lock"), "{error}");
+    assert!(!h.dir.path().join("elsewhere").exists());
 }
 
 #[tokio::test(start_paused = true)]
