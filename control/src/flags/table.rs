@@ -99,6 +99,27 @@ pub const FLAGS: &[Flag] = &[
     ),
     flag("engine-off", Kind::Text, "", "LIST", "engine features to do without, e.g. udp-gso,tun-tso (new)"),
     flag(
+        "engine-workers",
+        Kind::Text,
+        "auto",
+        "auto|N",
+        "threads of each engine; auto: half of the CPUs, at most 4 (new)",
+    ),
+    flag(
+        "engine-spin",
+        Kind::Text,
+        "auto",
+        "auto|off|US",
+        "how long a thread polls before it sleeps; auto: 50 where a CPU is to spare (new)",
+    ),
+    flag(
+        "engine-source-ports",
+        Kind::Text,
+        "auto",
+        "auto|fixed|spread",
+        "several UDP source ports; auto: for vxlan with several threads (new)",
+    ),
+    flag(
         "source-check",
         Kind::Text,
         "loose",
