@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::bail;
-use lab::race::{Outcome, Report, Scenario};
+use lab::race::{Outcome, Report, Run, Scenario};
 
 use crate::table::{figure, median, model_name, ratio};
 
@@ -77,26 +77,41 @@ fn row(outcome: &Outcome) -> String {
 fn origin(report: &Report) -> String {
     let machine = &report.machine;
     let mut text = format!(
-        "Measured {} on {} CPUs ({}), Linux {}, flannel-rs {}: medians of {} interleaved rounds of {} s, sender and receiver on the same machine.",
+        "Measured {} on {} CPUs ({}), Linux {}, flannel-rs {}: medians of {} interleaved runs of {} s, sender and receiver on the same machine.",
         machine.started.split('T').next().unwrap_or_default(),
         machine.cpus,
         machine.cpu,
         machine.kernel,
         machine.version,
-        report.settings.rounds,
+        counted(report),
         report.settings.seconds,
     );
     let (thrown, all) = report.thrown_away();
-    if thrown > 0 {
+    if report.outcomes.iter().any(|outcome| !outcome.quiet) {
         // Writing to a String cannot fail.
+        let _infallible = write!(
+            text,
+            " Other programs were busy during {thrown} of {all} runs; where no run was quiet all of them count, and figures and ratios are doubtful."
+        );
+    } else if thrown > 0 {
         let _infallible =
             write!(text, " {thrown} of {all} runs were thrown away because other programs were busy.");
     }
-    if report.outcomes.iter().any(|outcome| !outcome.quiet) {
-        text += " In some rows no run was quiet: their figures are low.";
-    }
     text.push_str(" Repeat it with `make bench`.\n");
     text
+}
+
+/// How many runs the figures are from: `5`, or `3 to 5` where cells differ.
+fn counted(report: &Report) -> String {
+    let runs = |outcome: &Outcome| {
+        let counts = |run: &&Run| run.value.is_some() && (!run.thrown_away || !outcome.quiet);
+        outcome.runs.iter().filter(counts).count()
+    };
+    let (least, most) = (report.outcomes.iter().map(runs).min(), report.outcomes.iter().map(runs).max());
+    match (least.unwrap_or(0), most.unwrap_or(0)) {
+        (least, most) if least == most => most.to_string(),
+        (least, most) => format!("{least} to {most}"),
+    }
 }
 
 /// `readme` with what is between the two markers replaced.
@@ -128,6 +143,25 @@ mod tests {
             text.contains("\n| engine udp | 2.50 | - | - | - |\n| floor | 2.50 | - | - | - |\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn the_number_of_runs_is_that_of_the_runs_that_count() {
+        let run = |thrown_away| Run {
+            round: 1,
+            value: Some(1.0),
+            p99: None,
+            cpu_machine: None,
+            cpu_processes: None,
+            foreign: 0.0,
+            thrown_away,
+            failure: None,
+        };
+        let cell = |quiet, runs| Outcome { quiet, runs, ..outcome("floor", Scenario::Tcp1, Some(1.0)) };
+        let noisy = cell(false, vec![run(true); 5]);
+        let mixed = cell(true, vec![run(true), run(false), run(false)]);
+        assert_eq!(counted(&report(vec![noisy.clone()])), "5");
+        assert_eq!(counted(&report(vec![noisy, mixed])), "2 to 5");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use lab::race::way::Role;
 use lab::race::{Outcome, Report, Scenario};
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::table::figure;
 
@@ -78,6 +79,8 @@ fn draw_panel(
         LinkModel::On => "all offloads",
         LinkModel::Nic => "like a network card",
     };
+    // The axis grows upwards, and the first way belongs on top.
+    let bars: Vec<&Outcome> = bars.iter().rev().copied().collect();
     let names: Vec<String> = bars.iter().map(|bar| bar.way.clone()).collect();
     let mut chart = ChartBuilder::on(area)
         .caption(format!("{} [{}], {link}", scenario.title(), scenario.unit()), (FONT, 13))
@@ -97,6 +100,7 @@ fn draw_panel(
         .y_label_formatter(&label)
         .label_style((FONT, 12))
         .draw()?;
+    let centred = TextStyle::from((FONT, 12).into_font()).pos(Pos::new(HPos::Left, VPos::Center));
     for (index, bar) in bars.iter().enumerate() {
         let Some(value) = bar.value else { continue };
         let (low, high) = (SegmentValue::Exact(index), SegmentValue::Exact(index + 1));
@@ -108,7 +112,7 @@ fn draw_panel(
             [(value.min, middle.clone()), (value.max, middle.clone())],
             BLACK,
         )])?;
-        let right = Text::new(figure(value.median), (value.max + most * 0.01, middle), (FONT, 12));
+        let right = Text::new(figure(value.median), (value.max + most * 0.01, middle), centred.clone());
         chart.draw_series([right])?;
     }
     Ok(())

@@ -88,7 +88,8 @@ fn footnotes(report: &Report) -> String {
     let (thrown, all) = report.thrown_away();
     if thrown > 0 {
         text += &format!(
-            "\n{thrown} of {all} runs were thrown away: other programs used more than {:.0} % of the machine meanwhile.\n",
+            "\nOther programs used more than {:.0} % of the machine during {thrown} of {all} runs. Those do not count, except \
+             where no run was quiet.\n",
             report.settings.foreign_limit * 100.0
         );
     }

@@ -26,6 +26,7 @@ use anyhow::{Context, bail};
 use lab::race::{Race, Report, Scenario, Way};
 use lab::{Place, enter, run_inside};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use arguments::{Asked, Command, Format, Parsed};
 use progress::Progress;
@@ -140,13 +141,15 @@ fn keep(up: &mut Up) -> anyhow::Result<()> {
     /// How often to look whether the daemons are alive.
     const LOOK: Duration = Duration::from_millis(500);
 
-    writeln!(io::stderr(), "{}", show::commands(&program(), up.cluster()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        // Caught before anybody is told to send one: a signal without a handler is a kill here, and no clean end.
+        let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
+        let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
+        writeln!(io::stderr(), "{}", show::commands(&program(), up.cluster()))?;
         loop {
             tokio::select! {
-                ended = tokio::signal::ctrl_c() => return Ok(ended?),
+                _ = interrupt.recv() => return Ok(()),
                 _ = terminate.recv() => return Ok(()),
                 () = tokio::time::sleep(LOOK) => up.check()?,
             }

@@ -7,9 +7,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::Receiver;
-use dataplane_core::{
-    Counters, Encap, ForwarderConfig, MergeConfig, OverlayMtu, PeerTable, SourceCheck, TxLimits,
-};
+use dataplane_core::{Counters, Encap, ForwarderConfig, OverlayMtu, PeerTable, SourceCheck, TxLimits};
 use mio::Waker;
 
 use crate::error::{EngineError, OpenError};
@@ -131,7 +129,6 @@ impl Engine {
                 encap: config.encap,
                 mtu: config.mtu,
                 source_check: config.source_check,
-                merge: MergeConfig::ALL,
             },
             max_bytes,
             offload,

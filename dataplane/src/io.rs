@@ -14,7 +14,7 @@ pub use tun::KernelTun;
 pub use udp::KernelUdp;
 
 /// Bytes of `struct virtio_net_hdr`, which precedes every packet on a [`TunQueue`].
-pub const VNET_HEADER_LEN: usize = 10;
+pub const VNET_HEADER_LEN: usize = dataplane_core::VNET_HDR_LEN;
 
 /// One queue of a TUN device. A packet is always preceded by ten bytes of virtio header, little-endian; a queue
 /// whose device has none reads zeros there and leaves them out on write.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dataplane::buffers::ReceiveBuffers;
 use dataplane::core::testing::{Builder, Transport, cluster, endpoint, tun_read, vxlan};
-use dataplane::core::{Encap, Family, ForwarderConfig, MergeConfig, OverlayMtu, SourceCheck, TxLimits};
+use dataplane::core::{Encap, Family, ForwarderConfig, OverlayMtu, SourceCheck, TxLimits};
 use dataplane::engine::{Ready, Shared, Turn, Worker, WorkerConfig};
 use dataplane::io::{Arrival, Outgoing, TunQueue, UdpPort};
 use dataplane::{Events, Features, Offload};
@@ -116,7 +116,6 @@ fn worker(n: u8, encap: Encap, features: Features, udp: Replay) -> (Worker<Sourc
             encap,
             mtu: OverlayMtu::new(1450).unwrap(),
             source_check: SourceCheck::Strict,
-            merge: MergeConfig::ALL,
         },
         max_bytes: TxLimits::MAX_BYTES_V4,
         offload: Offload::with(features, 64),

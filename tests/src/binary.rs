@@ -1,24 +1,9 @@
 //! The program under test: `flanneld`, built from the sources that the tests are built from.
 
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use anyhow::{Context, ensure};
-use lab::Case;
-
-/// The `main` of a file of promises: builds `flanneld` where cargo runs the tests, then hands over to [`lab::harness`].
-pub fn harness(marker: &str, cases: Vec<Case>) -> ExitCode {
-    if let Err(error) = build() {
-        eprintln_and_fail(&error);
-        return ExitCode::FAILURE;
-    }
-    lab::harness(marker, cases)
-}
-
-#[expect(clippy::print_stderr, reason = "the main of a test program has no other place for it")]
-fn eprintln_and_fail(error: &anyhow::Error) {
-    eprintln!("{error:?}");
-}
 
 /// Where `flanneld` is: what `FLANNELD` names, else beside the tests in cargo's target directory.
 ///

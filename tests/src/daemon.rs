@@ -127,6 +127,12 @@ impl Daemon {
         self.process.wait_for_line(part, PATIENCE)
     }
 
+    /// Everything that it has said so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.lines().join("\n")
+    }
+
     /// Kills it, as the kernel would for want of memory.
     ///
     /// # Errors

@@ -23,10 +23,10 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use promises::cluster::{Inner, Ours, net_conf};
 use promises::daemon::{self, Daemon, PATIENCE, pod_network};
-use promises::{binary, netlink, reach};
+use promises::{binary, harness, netlink, reach};
 
 fn main() -> ExitCode {
-    binary::harness(
+    harness::of_daemons(
         "promise-daemon",
         lab::cases![
             subnet_env_is_flannels_byte_for_byte,
@@ -86,7 +86,7 @@ fn until(what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Re
     let deadline = std::time::Instant::now() + PATIENCE;
     while !so()? {
         ensure!(std::time::Instant::now() < deadline, "in vain: {what}");
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }
@@ -253,7 +253,8 @@ fn a_lease_that_ends_takes_its_route_along(scene: &Scene) -> anyhow::Result<()> 
     let env = daemon.ready()?;
     ensure!(env.subnets == ["10.5.1.0/24".parse::<IpNet>()?], "the free one: {env:?}");
     ensure!(has_route(node.namespace(), "10.5.2.0/24")?, "no route to the other node");
-    until("the route goes when the lease ends", || Ok(!has_route(node.namespace(), "10.5.2.0/24")?))?;
+    until("the route goes when the lease ends", || Ok(!has_route(node.namespace(), "10.5.2.0/24")?))
+        .with_context(|| daemon.log())?;
     daemon.stop().map(drop)
 }
 

@@ -17,10 +17,10 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{Pid, geteuid};
-use promises::{binary, processes};
+use promises::{binary, harness, processes};
 
 fn main() -> ExitCode {
-    binary::harness(
+    harness::of_daemons(
         "promise-demo",
         lab::cases![
             every_pod_reaches_every_other,

@@ -12,10 +12,10 @@ use dataplane_core::{Counters, DropReason, Family};
 use lab::cluster::vxlan::KernelVxlan;
 use lab::{Cluster, LinkModel, Plan, PodNetwork, Scene, Underlay};
 use promises::engine::{EngineNode, Spec, end_of, vxlan};
-use promises::{account, reach};
+use promises::{account, harness, reach};
 
 fn main() -> ExitCode {
-    lab::harness(
+    harness::of_engines(
         "promise-interop",
         lab::cases![
             offloaded_underlay_v4,

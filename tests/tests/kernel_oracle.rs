@@ -211,36 +211,53 @@ fn flow_of(packet: &[u8]) -> anyhow::Result<Flow> {
     Ok((ip.source, ip.destination, ip.protocol, ports.into()))
 }
 
-/// Packets of a few flows as a wire brings them: mostly in order and of one size, and now and then anything else.
+/// Packets of a few flows as a wire brings them: mostly in order and of one size, and now and then one that differs in
+/// one thing.
 fn burst(random: &mut Rng) -> Vec<(Vec<u8>, bool)> {
     let mut sequences = [7_u32, 1 << 31, u32::MAX - 3000, 0];
     let mut ids = [1_u16, 100, 65_530, 9];
     let mss = pick(random, &[1, 100, 1200, 1400]) as usize;
+    let dont_fragment = random.u32(..4) > 0;
     let mut packets = Vec::new();
     for _ in 0..1 + random.u32(..60) {
-        let flow = random.u32(..4) as usize;
+        let flow = random.usize(..4);
         let family = if flow.is_multiple_of(2) { Family::V4 } else { Family::V6 };
-        let odd = random.u32(..12) == 0;
-        let size = if odd { 1 + random.u32(..1400) as usize } else { mss };
-        let payload: Vec<u8> = (0..size).map(|_| random.u32(..256) as u8).collect();
-        let flags = if odd { pick(random, &[0x10, 0x18, 0x11, 0x14, 0x30, 0x50]) as u8 } else { 0x10 };
+        let oddity = random.u32(..60);
+        let size = match oddity {
+            0..3 => 1 + random.usize(..mss),
+            3 => 1 + random.usize(..1400),
+            _ => mss,
+        };
+        let payload: Vec<u8> = (0..size).map(|_| random.u8(..)).collect();
         let transport = if flow < 2 {
-            Transport::Tcp { sequence: sequences[flow], ack: 1 + u32::from(odd), flags, options: 12 }
+            Transport::Tcp {
+                sequence: sequences[flow].wrapping_add(u32::from(oddity == 4)),
+                ack: if oddity == 5 { 2 } else { 1 },
+                flags: match oddity {
+                    6..9 => 0x18,
+                    9 => pick(random, &[0x11, 0x14, 0x30, 0x50, 0x90]) as u8,
+                    _ => 0x10,
+                },
+                options: if oddity == 10 { 24 } else { 12 },
+            }
         } else {
             Transport::Udp
         };
-        let mut builder = Builder::new(family, transport).id(ids[flow]).payload(&payload);
+        let id = ids[flow].wrapping_add(u16::from(oddity == 11));
+        let mut builder = Builder::new(family, transport).id(id).payload(&payload);
         builder.ports.1 = 5000 + flow as u16;
-        builder.dont_fragment = random.u32(..8) > 0;
-        if odd {
-            builder.ttl = 2 + random.u32(..60) as u8;
-            builder.tos = pick(random, &[0, 0, 0x10, 0xb8]) as u8;
+        builder.dont_fragment = dont_fragment != (oddity == 12);
+        match oddity {
+            13 => builder.ttl = 2 + random.u8(..60),
+            14 => builder.tos = pick(random, &[0x10, 0xb8]) as u8,
+            15 => builder = builder.ip_options(4),
+            _ => {}
         }
         sequences[flow] = sequences[flow].wrapping_add(size as u32);
         ids[flow] = ids[flow].wrapping_add(1);
         let unfinished = random.u32(..10) == 0;
         let mut packet = if unfinished { builder.unfinished() } else { builder.packet() };
-        if !unfinished && random.u32(..20) == 0 {
+        if oddity == 16 && !unfinished {
             // Damage on the way: to be passed on as it is, for the receiver to find.
             let last = packet.len() - 1;
             packet[last] ^= 0x10;

@@ -47,7 +47,14 @@ fn nothing_is_left_on_the_machine() -> anyhow::Result<()> {
 
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let differences = before.differences(&Snapshot::take()?);
+        let mut differences = before.differences(&Snapshot::take()?);
+        // Namespaces are made by others on this machine too (a container that starts meanwhile); ours are held by copies of
+        // the demo, which run as /proc/self/exe.
+        differences.retain(|line| {
+            !line.starts_with("new network namespace")
+                || line.contains("(exe)")
+                || line.contains("(flanneld)")
+        });
         if differences.is_empty() {
             return Ok(());
         }

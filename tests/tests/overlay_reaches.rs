@@ -14,10 +14,10 @@ use lab::{LinkModel, Plan, PodNetwork, Scene, Underlay};
 use promises::cluster::{Inner, Ours, net_conf};
 use promises::daemon::{Books, Daemon, pod_network};
 use promises::engine::{Spec, vxlan};
-use promises::{binary, counts, reach};
+use promises::{counts, harness, reach};
 
 fn main() -> ExitCode {
-    binary::harness(
+    harness::of_daemons(
         "promise-overlay",
         lab::cases![
             every_feature_can_be_forced_off,

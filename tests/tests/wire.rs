@@ -19,11 +19,11 @@ use lab::{Cluster, LinkModel, Plan, Pod, PodNetwork, Scene, Underlay};
 use promises::bad;
 use promises::capture::{Capture, Captured, goes};
 use promises::engine::{EngineNode, Spec, end_of, port_of, vxlan};
-use promises::netlink;
+use promises::{harness, netlink};
 use socket2::SockRef;
 
 fn main() -> ExitCode {
-    lab::harness(
+    harness::of_engines(
         "promise-wire",
         lab::cases![
             raw_v4_is_the_bare_packet,
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
             vxlan_leaves_the_time_to_live_alone,
             congestion_marks_cross_the_tunnel,
             nobody_there_is_answered_at_a_limited_rate,
+            a_node_with_a_larger_mtu_hears_how_much_fits,
         ],
     )
 }
@@ -305,5 +306,32 @@ fn nobody_there_is_answered_at_a_limited_rate(_: &Scene) -> anyhow::Result<()> {
     let counters = wire.engine.stop()?;
     assert!(counters.icmp_limited > 100, "{counters:?}");
     assert!(counters.icmp_replies < 50, "{counters:?}");
+    Ok(())
+}
+
+/// The nodes of a cluster may differ in their underlay's MTU; the wider one learns what the narrower one takes.
+fn a_node_with_a_larger_mtu_hears_how_much_fits(_: &Scene) -> anyhow::Result<()> {
+    for (encap, family) in
+        [Encap::Raw, vxlan()].into_iter().flat_map(|encap| [(encap, Family::V4), (encap, Family::V6)])
+    {
+        let wire = Wire::string(encap, family)?;
+        let mtu = Spec::new(encap).mtu(family)?.get();
+        let empty = bad::good(family).payload(b"").packet().len();
+        wire.send(&bad::good(family).payload(&vec![1; usize::from(mtu) + 1 - empty]).packet())?;
+        let mut buffer = [0; 2000];
+        let (length, _) = wire.peer.recv_from(&mut buffer)?;
+        let reply = Captured::read(&buffer[encap.headroom()..length]).context("a reply")?;
+        let said = &reply.bytes[reply.ip.l3_len..];
+        let (kind, code) = if family == Family::V4 { (3, 4) } else { (2, 0) };
+        let [.., high, low] = said[..8] else { anyhow::bail!("{said:?}") };
+        assert_eq!(
+            (said[0], said[1], u16::from_be_bytes([high, low])),
+            (kind, code, mtu),
+            "{encap:?} {family:?}"
+        );
+        assert_eq!(reply.ip.source, wire.ends[0].subnet.network());
+        assert_eq!(reply.ip.destination, bad::good(family).source);
+        wire.engine.stop()?;
+    }
     Ok(())
 }

@@ -4,6 +4,8 @@
 mod clusters;
 #[path = "lab/lifetime.rs"]
 mod lifetime;
+#[path = "lab/race.rs"]
+mod race;
 #[path = "lab/traffic.rs"]
 mod traffic;
 
@@ -14,6 +16,6 @@ fn main() -> ExitCode {
     if let Some(code) = lifetime::play_role() {
         return code;
     }
-    let cases = [clusters::cases(), lifetime::cases(), traffic::cases()].concat();
+    let cases = [clusters::cases(), lifetime::cases(), race::cases(), traffic::cases()].concat();
     lab::harness("lab-tests", cases)
 }

@@ -123,7 +123,8 @@ fn words(report: &Report, link: LinkModel) -> String {
     let (noisy, all) = report.thrown_away();
     if noisy > 0 {
         text += &format!(
-            "Other programs were busy during {noisy} of {all} measurements: on a quiet machine figures are higher and steadier.\n"
+            "Other programs were busy during {noisy} of {all} measurements, so figures and ratios are doubtful: \
+             try again when the machine is quiet.\n"
         );
     }
     if !machine.optimised {

@@ -7,16 +7,17 @@ use crate::counters::{Counters, DropReason};
 use crate::encap::Encap;
 use crate::flow::FlowKey;
 use crate::icmp::{self, Complaint, Limiter, ReplyQueue};
-use crate::merge::{MergeConfig, Merger};
+use crate::merge::Merger;
 use crate::mtu::OverlayMtu;
 use crate::peers::{Owner, Peer, PeerTable};
 use crate::split::Segmenter;
 use crate::train::Train;
 use crate::wire::edit::{
-    complete_checksum, decrement_ttl, ipv4_header_is_valid, l4_is_unfinished, put, set_ecn,
+    complete_checksum, decrement_ttl, ipv4_header_is_valid, l4_checksum_offset, l4_is_unfinished, put,
+    set_ecn,
 };
 use crate::wire::vnet::{Gso, VnetHdr};
-use crate::wire::{Family, Fragment, Ip, Length, Malformed, TCP, UDP, tcp_header_len};
+use crate::wire::{Family, Fragment, Ip, Length, Malformed, TCP, UDP, UDP_HEADER_LEN, tcp_header_len};
 
 /// What to do with inner sources outside the cluster networks.
 ///
@@ -41,8 +42,6 @@ pub struct ForwarderConfig {
     pub mtu: OverlayMtu,
     /// Inner sources outside the cluster.
     pub source_check: SourceCheck,
-    /// What the device takes.
-    pub merge: MergeConfig,
 }
 
 /// What became of a TUN read.
@@ -178,6 +177,14 @@ impl Forwarder {
         if !is_unicast(&ip.destination) {
             return Err(DropReason::NotUnicast.into());
         }
+        // The source first: whoever forges one is not answered, for the answer would go to somebody else.
+        let foreign = match table.owner(ip.source) {
+            Owner::Own => false,
+            Owner::Foreign if is_unicast(&ip.source) && self.config.source_check == SourceCheck::Loose => {
+                true
+            }
+            Owner::Peer(_) | Owner::Cluster | Owner::Foreign => return Err(DropReason::BadSource.into()),
+        };
         let peer = match table.owner(ip.destination) {
             Owner::Peer(peer) => peer,
             // The pod or its bridge is gone; to send it out would make a loop.
@@ -186,13 +193,6 @@ impl Forwarder {
                 return Err(Refusal { reason: DropReason::NoRoute, complaint: Some(Complaint::Unreachable) });
             }
         };
-        match table.owner(ip.source) {
-            Owner::Own => {}
-            Owner::Foreign if is_unicast(&ip.source) && self.config.source_check == SourceCheck::Loose => {
-                counters.foreign_sources += 1;
-            }
-            Owner::Peer(_) | Owner::Cluster | Owner::Foreign => return Err(DropReason::BadSource.into()),
-        }
         if ip.ttl == 0 || (self.config.encap.is_hop() && ip.ttl == 1) {
             return Err(Refusal {
                 reason: DropReason::TtlExceeded,
@@ -202,6 +202,7 @@ impl Forwarder {
         if self.config.encap.is_hop() {
             decrement_ttl(packet, ip.family());
         }
+        counters.foreign_sources += u64::from(foreign);
         Ok(peer)
     }
 
@@ -337,12 +338,10 @@ impl Inbound<'_> {
         self.counters.rx.take(1, datagram.len().saturating_sub(headroom));
         match self.accept(datagram, slot, start, gso_size) {
             Ok(()) => {}
-            Err((reason, ip)) => {
+            Err((reason, complaint)) => {
                 self.counters.rx.drop(reason, 1);
-                if let (DropReason::TtlExceeded, Some(ip), Some(packet)) =
-                    (reason, ip, datagram.get(headroom..))
-                {
-                    self.time_exceeded(packet, &ip, limiter, now_ns, out);
+                if let (Some((complaint, ip)), Some(packet)) = (complaint, datagram.get(headroom..)) {
+                    self.complain(complaint, packet, &ip, limiter, now_ns, out);
                 }
             }
         }
@@ -355,7 +354,7 @@ impl Inbound<'_> {
         slot: u16,
         start: usize,
         gso_size: usize,
-    ) -> Result<(), (DropReason, Option<Ip>)> {
+    ) -> Result<(), (DropReason, Option<(Complaint, Ip)>)> {
         let bare = |reason: DropReason| (reason, None);
         let family = self.config.encap.strip(datagram, self.table.local().mac).map_err(bare)?;
         let headroom = self.config.encap.headroom();
@@ -369,10 +368,14 @@ impl Inbound<'_> {
         }
         self.check_addresses(&ip).map_err(bare)?;
         if ip.ttl == 0 || (self.config.encap.is_hop() && ip.ttl == 1) {
-            return Err((DropReason::TtlExceeded, Some(ip)));
+            return Err((DropReason::TtlExceeded, Some((Complaint::TimeExceeded, ip))));
         }
         let unfinished = ip.fragment == Fragment::Whole && l4_is_unfinished(packet, &ip);
-        let gso_size = self.giant_size(packet, &ip, unfinished, gso_size).map_err(bare)?;
+        let mtu = self.config.mtu.get();
+        let gso_size = self.giant_size(packet, &ip, unfinished, gso_size).map_err(|reason| {
+            // The sender's link may be wider than ours: a kernel would route its packet into our MTU and say so.
+            (reason, ip.dont_fragment.then_some((Complaint::TooBig { mtu }, ip)))
+        })?;
         let ecn = decapsulated_ecn(self.meta.tos & ECN_MASK, ip.tos & ECN_MASK).map_err(bare)?;
         if ecn != ip.tos & ECN_MASK {
             set_ecn(packet, ip.family(), ecn);
@@ -386,8 +389,9 @@ impl Inbound<'_> {
             Some(gso_size) => self.merge.push_giant(packet, &ip, slot, start, gso_size),
             None => {
                 let finish = unfinished && !self.merge.config().vnet;
-                if let (true, Some(packet)) = (finish, packet.get_mut(..ip.len)) {
-                    let offset = if ip.protocol == TCP { 16 } else { 6 };
+                if let (true, Some(packet), Some(offset)) =
+                    (finish, packet.get_mut(..ip.len), l4_checksum_offset(ip.protocol))
+                {
                     complete_checksum(packet, ip.l3_len, offset);
                 }
                 self.merge.push(packet, &ip, slot, start, unfinished && !finish)
@@ -409,10 +413,11 @@ impl Inbound<'_> {
         if ip.len <= mtu && gso_size == 0 {
             return Ok(None);
         }
+        let room = |l4_len: usize| mtu.checked_sub(ip.l3_len + l4_len);
         let size = match ip.protocol {
             _ if !unfinished || ip.has_options => None,
-            TCP => tcp_header_len(packet, ip.l3_len).and_then(|l4| mtu.checked_sub(ip.l3_len + l4)),
-            _ => Some(gso_size),
+            TCP => tcp_header_len(packet, ip.l3_len).and_then(room),
+            _ => room(UDP_HEADER_LEN).filter(|room| gso_size <= *room).and(Some(gso_size)),
         };
         size.filter(|size| *size > 0).map(Some).ok_or(DropReason::Oversize)
     }
@@ -457,9 +462,10 @@ impl Inbound<'_> {
         Ok(())
     }
 
-    /// Tells the inner sender, through the peer that owns it, that its packet's time was up.
-    fn time_exceeded(
+    /// Tells the inner sender, through the peer that owns it, what became of its packet.
+    fn complain(
         &mut self,
+        complaint: Complaint,
         packet: &[u8],
         ip: &Ip,
         limiter: &mut Limiter,
@@ -475,8 +481,8 @@ impl Inbound<'_> {
             self.counters.icmp_limited += 1;
             return;
         }
-        let mut reply = [0; 1280];
-        let Some(len) = icmp::build(packet, ip, Complaint::TimeExceeded, from, &mut reply) else { return };
+        let mut reply = [0; icmp::MAX_REPLY];
+        let Some(len) = icmp::build(packet, ip, complaint, from, &mut reply) else { return };
         let header = self.config.encap.header(self.table.local().mac, peer.mac, ip.family());
         let header = header.as_slice();
         let Some(room) = out.push(peer.endpoint, 0, 0, header.len() + len, len) else { return };

@@ -14,6 +14,8 @@ use crate::wire::{Family, Fragment, ICMP, ICMPV6, Ip};
 const MAX_V4: usize = 576;
 /// Longest ICMPv6 error, IP header included: the minimum MTU (RFC 4443 2.4 c).
 const MAX_V6: usize = 1280;
+/// Longest reply of either family, IP header included.
+pub const MAX_REPLY: usize = if MAX_V4 > MAX_V6 { MAX_V4 } else { MAX_V6 };
 /// TTL of our replies, as hosts send.
 const TTL: u8 = 64;
 
@@ -151,7 +153,7 @@ pub struct ReplyQueue {
     lens: Vec<usize>,
 }
 
-const REPLY_ROOM: usize = VNET_HDR_LEN + MAX_V6;
+const REPLY_ROOM: usize = VNET_HDR_LEN + MAX_REPLY;
 const REPLIES: usize = 32;
 
 impl Default for ReplyQueue {

@@ -15,7 +15,7 @@ use crate::flow::FlowKey;
 use crate::split::Segmenter;
 use crate::wire::edit::{fill_ipv4_checksum, l4_checksum_offset, l4_is_valid, pseudo_header, put, put16};
 use crate::wire::vnet::{Gso, VNET_HDR_LEN, VnetHdr};
-use crate::wire::{Family, Fragment, Ip, TCP, UDP, get16, get32, tcp_header_len};
+use crate::wire::{Family, Fragment, Ip, Length, TCP, UDP, UDP_HEADER_LEN, get16, get32, tcp_header_len};
 
 /// Longest head: virtio-net header, fixed IPv6 header, TCP header with all its options.
 const MAX_HEAD: usize = VNET_HDR_LEN + 40 + 60;
@@ -83,7 +83,7 @@ struct Aggregate {
     open: bool,
     family: Family,
     protocol: u8,
-    l3_len: u8,
+    l3_len: u16,
     /// IP and transport header of the first packet.
     headers: [u8; MAX_HEAD - VNET_HDR_LEN],
     headers_len: u8,
@@ -181,6 +181,10 @@ impl Merger {
     pub fn push(&mut self, packet: &[u8], ip: &Ip, slot: u16, start: usize, unfinished: bool) -> bool {
         let piece = Piece { slot, start, len: ip.len };
         let Some(flow) = flow(packet, ip) else {
+            if ip.fragment != Fragment::Whole {
+                // A fragment need not show its ports, so it ends the aggregates of all flows.
+                self.newest.fill(0);
+            }
             return self.begin(piece, ip, None, unfinished).is_some();
         };
         let place = flow.hash() as usize % self.newest.len();
@@ -204,11 +208,11 @@ impl Merger {
     /// Takes a packet that a kernel peer handed over unsegmented, to be cut every `gso_size` bytes of payload.
     /// False if it cannot be cut or there is no room.
     pub fn push_giant(&mut self, packet: &[u8], ip: &Ip, slot: u16, start: usize, gso_size: usize) -> bool {
+        let Some(cut) = Segmenter::cut(packet, ip, gso_size) else { return false };
         let takes = match ip.protocol {
             TCP => self.config.tcp,
-            _ => self.config.udp,
+            _ => self.config.udp && cut.count() <= usize::from(MAX_UDP_SEGMENTS),
         };
-        let Some(cut) = Segmenter::cut(packet, ip, gso_size) else { return false };
         if let Some(flow) = flow(packet, ip) {
             let place = flow.hash() as usize % self.newest.len();
             if let Some(slot) = self.newest.get_mut(place) {
@@ -268,7 +272,7 @@ impl Merger {
                 if !exact || get16(packet, ip.l3_len + 6)? == 0 {
                     return None;
                 }
-                (ip.l3_len + 8, 0, false)
+                (ip.l3_len + UDP_HEADER_LEN, 0, false)
             }
             _ => return None,
         };
@@ -341,7 +345,7 @@ impl Merger {
             open: false,
             family: ip.family(),
             protocol: ip.protocol,
-            l3_len: ip.l3_len.min(usize::from(u8::MAX)) as u8,
+            l3_len: ip.l3_len as u16,
             headers: [0; MAX_HEAD - VNET_HDR_LEN],
             headers_len: headers_len as u8,
             gso_size: 0,
@@ -414,14 +418,13 @@ impl<'a> TunWrite<'a> {
         let mut head = [0; MAX_HEAD];
         let mut head_len = VNET_HDR_LEN;
         let first = merger.parts.get(aggregate.first as usize);
-        let l3_len = usize::from(aggregate.l3_len);
         let offset = l4_checksum_offset(aggregate.protocol).unwrap_or(0);
         let superpacket = VnetHdr {
             needs_checksum: true,
             gso: if aggregate.protocol == TCP { Gso::Tcp(aggregate.family) } else { Gso::Udp },
             hdr_len: u16::from(aggregate.headers_len),
             gso_size: aggregate.gso_size,
-            csum_start: l3_len as u16,
+            csum_start: aggregate.l3_len,
             csum_offset: offset as u16,
         };
         let vnet = if aggregate.packets > 1 || aggregate.giant {
@@ -460,13 +463,23 @@ impl<'a> TunWrite<'a> {
         })
     }
 
-    /// The packets one by one, each with a virtio-net header of its own: for a device that refuses the superpacket.
+    /// If this is a packet that a kernel peer left whole: how to cut it, for a device that refuses it. `bytes` gives
+    /// the bytes of a piece.
+    pub fn whole<'b>(&self, bytes: impl FnOnce(&Piece) -> &'b [u8]) -> Option<Segmenter<'b>> {
+        let first = self.parts().next().filter(|_| self.aggregate.giant)?;
+        let packet = bytes(&first.packet);
+        let ip = Ip::parse(packet, Length::Claimed).ok()?;
+        Segmenter::cut(packet, &ip, usize::from(self.aggregate.gso_size))
+    }
+
+    /// The packets one by one, each with a virtio-net header of its own: for a device that refuses the superpacket
+    /// they were merged into.
     pub fn singles(&self) -> impl Iterator<Item = ([u8; VNET_HDR_LEN], Piece)> + use<'a> {
         let aggregate = self.aggregate;
         self.parts().map(move |part| {
             let vnet = VnetHdr {
                 needs_checksum: part.unfinished,
-                csum_start: if part.unfinished { u16::from(aggregate.l3_len) } else { 0 },
+                csum_start: if part.unfinished { aggregate.l3_len } else { 0 },
                 csum_offset: if part.unfinished {
                     l4_checksum_offset(aggregate.protocol).unwrap_or(0) as u16
                 } else {
@@ -526,7 +539,7 @@ fn rebuild(headers: &mut [u8], aggregate: &Aggregate, len: usize) {
     if aggregate.protocol == UDP {
         put16(headers, l3_len + 4, (len - l3_len) as u16);
     }
-    let Ok(ip) = Ip::parse(headers, crate::wire::Length::Buffer) else { return };
+    let Ok(ip) = Ip::parse(headers, Length::Buffer) else { return };
     let owed = pseudo_header(&ip.source, &ip.destination, aggregate.protocol, len - l3_len).folded();
     put16(headers, l3_len + l4_checksum_offset(aggregate.protocol).unwrap_or(0), owed);
 }

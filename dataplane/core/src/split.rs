@@ -7,7 +7,7 @@
 use crate::checksum::Sum;
 use crate::wire::edit::{IPV4_CHECKSUM, l4_checksum_offset, pseudo_header, put, put16, put32};
 use crate::wire::vnet::{Gso, VnetHdr};
-use crate::wire::{Family, Fragment, Ip, TCP, UDP, get16, get32, tcp_header_len};
+use crate::wire::{Family, Fragment, Ip, TCP, UDP, UDP_HEADER_LEN, get16, get32, tcp_header_len};
 
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
@@ -62,7 +62,7 @@ impl<'a> Segmenter<'a> {
         let packet = packet.get(..ip.len)?;
         let l4_len = match ip.protocol {
             TCP => tcp_header_len(packet, ip.l3_len)?,
-            UDP => 8,
+            UDP => UDP_HEADER_LEN,
             _ => return None,
         };
         let headers = ip.l3_len + l4_len;

@@ -8,7 +8,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::checksum::Sum;
 use crate::encap::{Encap, Vni};
 use crate::forward::{Forwarder, ForwarderConfig, SourceCheck};
-use crate::merge::{MergeConfig, Merger, Piece, SCRATCH_SLOT, TunWrite};
+use crate::merge::{Merger, Piece, SCRATCH_SLOT, TunWrite};
 use crate::mtu::OverlayMtu;
 use crate::peers::{Local, Peer, PeerTable};
 use crate::split::Segmenter;
@@ -320,15 +320,10 @@ pub fn cluster(own: u8) -> PeerTable {
     PeerTable::build(local, peers).unwrap()
 }
 
-/// A forwarder with an overlay MTU of 1450 and every merge allowed.
+/// A forwarder with an overlay MTU of 1450.
 #[must_use]
 pub fn forwarder(encap: Encap, source_check: SourceCheck) -> Forwarder {
-    Forwarder::new(ForwarderConfig {
-        encap,
-        mtu: OverlayMtu::new(1450).unwrap(),
-        source_check,
-        merge: MergeConfig::ALL,
-    })
+    Forwarder::new(ForwarderConfig { encap, mtu: OverlayMtu::new(1450).unwrap(), source_check })
 }
 
 /// The bytes of one write to the device, gathered from the receive buffers.

@@ -18,6 +18,8 @@ pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const UDP: u8 = 17;
+/// Length of a UDP header, in bytes (RFC 768).
+pub const UDP_HEADER_LEN: usize = 8;
 /// IP protocol number of ICMPv6.
 pub const ICMPV6: u8 = 58;
 

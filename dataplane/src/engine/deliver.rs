@@ -3,7 +3,10 @@
 use std::io::{self, IoSlice};
 
 use dataplane_core::merge::{MAX_PIECES, SCRATCH_SLOT};
-use dataplane_core::{Direction, DropReason, Merger, Piece, ReplyQueue, TunWrite};
+use dataplane_core::split::Segmenter;
+use dataplane_core::{
+    Direction, DropReason, MAX_PACKET, Merger, Piece, ReplyQueue, TunWrite, VNET_HDR_LEN, VnetHdr,
+};
 
 use crate::buffers::ReceiveBuffers;
 use crate::event::{EngineEvent, Events};
@@ -16,10 +19,19 @@ use crate::probe::Feature;
 const REFUSALS: u32 = 3;
 
 /// What the device has refused lately.
-#[derive(Default)]
 pub(super) struct Delivery {
     refused_tcp: u32,
     refused_udp: u32,
+    /// Room for one segment of a superpacket that is cut here, behind the header of an ordinary packet.
+    segment: Box<[u8]>,
+}
+
+impl Default for Delivery {
+    fn default() -> Self {
+        let mut segment = vec![0; VNET_HDR_LEN + MAX_PACKET];
+        segment[..VNET_HDR_LEN].copy_from_slice(&VnetHdr::PLAIN.to_bytes());
+        Self { refused_tcp: 0, refused_udp: 0, segment: segment.into() }
+    }
 }
 
 impl Delivery {
@@ -57,7 +69,10 @@ impl Delivery {
             };
             match error {
                 libc::EINVAL | libc::EOPNOTSUPP | libc::ENOMEM | libc::ENOBUFS if superpacket => {
-                    write_singles(tun, merger, buffers, &write, rx);
+                    match write.whole(|piece| bytes_of(merger, buffers, piece)) {
+                        Some(cut) => write_segments(tun, &cut, &mut self.segment, &write, rx),
+                        None => write_singles(tun, merger, buffers, &write, rx),
+                    }
                     if error == libc::EINVAL {
                         *refused += 1;
                         if *refused >= REFUSALS
@@ -131,5 +146,25 @@ fn write_singles<T: TunQueue>(
             Ok(()) => rx.pass(1, piece.len),
             Err(_) => rx.drop(DropReason::TunWriteFailed, 1),
         }
+    }
+}
+
+/// Cuts a superpacket that came whole: it is one packet to the counters, delivered when all of it is.
+fn write_segments<T: TunQueue>(
+    tun: &mut T,
+    cut: &Segmenter<'_>,
+    segment: &mut [u8],
+    write: &TunWrite<'_>,
+    rx: &mut Direction,
+) {
+    let mut refused = false;
+    for at in 0..cut.count() {
+        cut.write(at, &mut segment[VNET_HDR_LEN..]);
+        refused |= tun.write(&mut [IoSlice::new(&segment[..VNET_HDR_LEN + cut.len_of(at)])]).is_err();
+    }
+    if refused {
+        rx.drop(DropReason::TunWriteFailed, write.packets());
+    } else {
+        rx.pass(write.packets(), write.bytes());
     }
 }

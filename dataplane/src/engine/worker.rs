@@ -26,7 +26,7 @@ use crate::probe::Feature;
 
 /// Most TUN reads a turn, so that the other direction gets its turn.
 const READS: usize = 64;
-/// Most bytes a batch gathers before it is sent.
+/// Most bytes a turn gathers, which is about what one round of receives brings.
 const BATCH_BYTES: usize = 256 << 10;
 /// Superpackets that a batch has room for beyond the largest one.
 const BATCH_READS: usize = 4;
@@ -36,6 +36,8 @@ const COALESCED_SLOTS: u16 = 8;
 const SINGLE_SLOTS: u16 = 64;
 /// Receives a turn where each takes one slot.
 const SINGLE_RECEIVES: usize = 8;
+/// Turns in a row after which a worker looks at a side of which it has heard nothing.
+const LOOK_AGAIN: u32 = 4;
 /// Failed receives in a row after which the socket is given up.
 const RECEIVE_FAILURES: u32 = 64;
 
@@ -87,6 +89,8 @@ pub struct Worker<T, U> {
     ready: Ready,
     overflow: u32,
     receive_failures: u32,
+    /// Turns since the last one that emptied both sides.
+    busy_turns: u32,
 }
 
 /// All that a failure in the middle of a turn may leave half done; made again after one.
@@ -107,7 +111,7 @@ impl State {
             (true, false) => SINGLE_SLOTS,
         };
         Self {
-            forwarder: Forwarder::new(ForwarderConfig { merge: merging(offload), ..config.forwarder }),
+            forwarder: Forwarder::new(config.forwarder),
             batch: TxBatch::new(limits(config, offload), BATCH_READS).with_lanes(config.lanes),
             merger: Merger::new(merging(offload)),
             replies: ReplyQueue::default(),
@@ -148,6 +152,7 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
             ready: Ready { tun: true, udp: true },
             overflow: 0,
             receive_failures: 0,
+            busy_turns: 0,
         }
     }
 
@@ -193,6 +198,12 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
     }
 
     fn work(&mut self, now_ns: u64) -> Turn {
+        // Readiness is told to a worker that sleeps: one that a flood on one side keeps awake would never hear of the
+        // other.
+        if self.busy_turns >= LOOK_AGAIN {
+            self.busy_turns = 0;
+            self.ready = Ready { tun: true, udp: true };
+        }
         let table = Arc::clone(self.table.load());
         if self.ready.tun && !self.drain_tun(&table, now_ns) {
             return Turn::Ended;
@@ -200,7 +211,12 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
         if self.ready.udp && !self.drain_udp(&table, now_ns) {
             return Turn::Ended;
         }
-        if self.ready.tun || self.ready.udp { Turn::Busy } else { Turn::Idle }
+        if self.ready.tun || self.ready.udp {
+            self.busy_turns += 1;
+            return Turn::Busy;
+        }
+        self.busy_turns = 0;
+        Turn::Idle
     }
 
     /// TUN to socket. False when the device is gone.
@@ -212,6 +228,12 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
                 Ok(len) => len,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => continue,
+                    // One packet that fits no virtio header (`tun_put_user`); the kernel has thrown it away.
+                    Some(libc::EINVAL) => {
+                        self.counters.tx.take(1, 0);
+                        self.counters.tx.drop(DropReason::BadVnetHeader, 1);
+                        continue;
+                    }
                     Some(errno) if errno != libc::EAGAIN => {
                         self.flush();
                         self.events.say(EngineEvent::DeviceGone { errno });
@@ -229,8 +251,10 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
                 injected_fault();
             }
             held += 1;
-            let full = !self.state.batch.has_room() || self.state.batch.bytes() >= BATCH_BYTES;
-            if held >= together || full {
+            if self.state.batch.bytes() >= BATCH_BYTES {
+                break;
+            }
+            if held >= together || !self.state.batch.has_room() {
                 self.flush();
                 held = 0;
             }

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use dataplane::core::testing::endpoint;
-use dataplane::core::{DropReason, PeerTable};
-use dataplane::engine::Turn;
+use dataplane::core::testing::{Builder, Transport, endpoint, tun_read};
+use dataplane::core::wire::{Ip, Length};
+use dataplane::core::{DropReason, Family, PeerTable, VnetHdr};
+use dataplane::engine::{Ready, Turn};
 use dataplane::io::memory::{MemoryWire, WireFaults};
 use dataplane::{Demotion, EngineEvent, Feature, Features};
 use proptest::prelude::*;
@@ -170,6 +171,35 @@ fn a_device_that_refuses_superpackets_gets_single_ones() {
     assert!(far.worker.offload().has(Feature::TunTso), "the other transport keeps its superpackets");
 }
 
+/// A TCP superpacket that a kernel peer left whole has no single packets to fall back on: it is cut here, for a device
+/// that takes it whole would pass it on over every MTU.
+#[test]
+fn a_superpacket_left_whole_is_cut_when_the_device_refuses_it() {
+    let wire = MemoryWire::new(WireFaults::NONE);
+    let (mut near, mut far) = (Node::new(1, &wire, Features::ALL), Node::new(2, &wire, Features::ALL));
+    far.tun.refuse_superpackets(Some(libc::EINVAL));
+    let payload: Vec<u8> = (0..20_000u32).map(|at| (at / 3) as u8).collect();
+    let mut whole = Builder::new(Family::V4, Transport::tcp(9)).payload(&payload);
+    whole.dont_fragment = false;
+    for round in 1..=5 {
+        near.tun.push(tun_read(VnetHdr::PLAIN, &whole.unfinished()));
+        near.run();
+        far.run();
+        let mut carried = Vec::new();
+        while let Some(write) = far.tun.take() {
+            let packet = &write[10..];
+            let ip = Ip::parse(packet, Length::Claimed).unwrap();
+            assert!(packet.len() <= 1450, "{} bytes in one packet", packet.len());
+            assert!(dataplane::core::wire::edit::l4_is_valid(packet, &ip));
+            carried.extend_from_slice(&packet[ip.l3_len + 32..]);
+        }
+        assert!(carried == payload, "round {round}");
+        assert_eq!(far.counters().rx.passed, round);
+    }
+    let demotion = Demotion { feature: Feature::TunTso, errno: libc::EINVAL };
+    assert_eq!(far.said(), [EngineEvent::Demoted(demotion)]);
+}
+
 #[test]
 fn a_write_that_the_device_refuses_is_counted_and_nothing_else_is_lost() {
     for position in 0..6 {
@@ -213,6 +243,58 @@ fn a_device_that_is_gone_ends_the_worker_aloud() {
     node.tun.vanish();
     assert_eq!(node.run(), Turn::Ended);
     assert_eq!(node.said(), [EngineEvent::DeviceGone { errno: libc::EBADFD }]);
+}
+
+/// The kernel answers so for one packet that fits no virtio header, and has thrown it away.
+#[test]
+fn a_packet_that_cannot_be_read_is_counted_and_the_next_one_is_read() {
+    let wire = MemoryWire::new(WireFaults::NONE);
+    let sink = wire.port(endpoint(2));
+    let mut node = Node::new(1, &wire, Features::ALL);
+    (0..3).for_each(|number| node.tun.push(read_of(number, 1, 500, 0, 2)));
+    node.tun.refuse_read(libc::EINVAL);
+    assert_eq!(node.run(), Turn::Idle);
+    assert_eq!(arrived(&sink), [1, 2]);
+    assert_eq!(node.counters().tx.dropped(DropReason::BadVnetHeader), 1);
+    assert_eq!(node.said(), []);
+}
+
+/// Readiness is told to a worker that sleeps. One that a flood keeps awake has to look at the other side by itself.
+#[test]
+fn a_flood_on_one_side_does_not_shut_out_the_other() {
+    for flooded_tun in [false, true] {
+        let wire = MemoryWire::new(WireFaults { coalesce: false, ..WireFaults::NONE });
+        let (mut near, mut far) = (Node::new(1, &wire, Features::ALL), Node::new(2, &wire, Features::ALL));
+        far.run();
+        *far.worker.ready_mut() = Ready { tun: flooded_tun, udp: !flooded_tun };
+        for turn in 0..20 {
+            for _ in 0..100 {
+                let flood = if flooded_tun { &far.tun } else { &near.tun };
+                flood.push(read_of(0, 1, 100, 0, 2));
+            }
+            near.run();
+            if turn == 1 {
+                let waits = if flooded_tun { &near.tun } else { &far.tun };
+                waits.push(read_of(1, 1, 100, 0, 2));
+                near.run();
+            }
+            assert_eq!(far.worker.turn(1), Turn::Busy);
+        }
+        let counters = far.counters();
+        let other = if flooded_tun { counters.rx } else { counters.tx };
+        assert_eq!(other.packets, 1, "flooded TUN: {flooded_tun}");
+    }
+}
+
+#[test]
+fn a_turn_gives_the_other_side_its_turn_after_some_bytes() {
+    let wire = MemoryWire::new(WireFaults::NONE);
+    let mut node = Node::new(1, &wire, Features::ALL);
+    (0..64).for_each(|_| node.tun.push(read_of(0, 40, 1400, 0, 2)));
+    assert_eq!(node.worker.turn(1), Turn::Busy);
+    assert!(node.tun.waiting() >= 56, "{} superpackets are left", node.tun.waiting());
+    node.run();
+    assert_eq!(node.counters().tx.passed, 64 * 40);
 }
 
 #[test]

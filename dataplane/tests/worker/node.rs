@@ -6,9 +6,7 @@ use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use dataplane::core::testing::{Builder, Transport, cluster, endpoint, tun_read};
 use dataplane::core::wire::{Ip, Length};
-use dataplane::core::{
-    Counters, Encap, Family, ForwarderConfig, MergeConfig, OverlayMtu, SourceCheck, TxLimits,
-};
+use dataplane::core::{Counters, Encap, Family, ForwarderConfig, OverlayMtu, SourceCheck, TxLimits};
 use dataplane::engine::{Ready, Shared, Turn, Worker, WorkerConfig};
 use dataplane::io::VNET_HEADER_LEN;
 use dataplane::io::memory::{MemoryTun, MemoryUdp, MemoryWire};
@@ -35,7 +33,6 @@ impl Node {
                 encap: Encap::Raw,
                 mtu: OverlayMtu::new(1450).unwrap(),
                 source_check: SourceCheck::Strict,
-                merge: MergeConfig::ALL,
             },
             max_bytes: TxLimits::MAX_BYTES_V4,
             offload: Offload::with(features, 64),

@@ -17,6 +17,8 @@ use super::{Path, percentile};
 const ANSWER: Duration = Duration::from_secs(1);
 /// How often a size is tried again before it counts as not getting through.
 const TRIES: u32 = 3;
+/// A series ends after so many lost sizes: the path is broken, and each costs seconds.
+const MOST_LOST: usize = 10;
 /// How often the echoing side looks whether it should end.
 const LOOK_UP: Duration = Duration::from_millis(50);
 
@@ -105,7 +107,8 @@ pub fn udp_round_trips(
     })
 }
 
-/// Sends one datagram of every size and compares what comes back. Sizes above the MTU travel as fragments.
+/// Sends one datagram of every size and compares what comes back. Sizes above the MTU travel as fragments. Ends early when
+/// ten sizes were lost.
 ///
 /// # Errors
 ///
@@ -133,6 +136,9 @@ pub fn udp_sizes(
                 Some(length) if answer.get(..length) == Some(&question[..]) => report.returned += 1,
                 Some(_) => report.damaged.push(size),
                 None => report.lost.push(size),
+            }
+            if report.lost.len() >= MOST_LOST {
+                break;
             }
         }
         Ok(report)

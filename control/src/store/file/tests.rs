@@ -225,6 +225,25 @@ async fn a_change_is_told_without_waiting_for_the_tick() {
     assert!(begin.elapsed() < Duration::from_secs(4), "inotify, not the tick of five seconds");
 }
 
+/// The daemon's loop gives up waiting every second, to look at other things.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_ends_is_told_to_whoever_gives_up_waiting_again_and_again() {
+    let h = FileHarness::new();
+    h.configure(r#"{"Network": "10.5.0.0/16"}"#);
+    let store = h.store();
+    let network = store.network().await.unwrap();
+    store.acquire(&network, &request(1)).await.unwrap();
+    let mut watch = store.watch().await.unwrap();
+    assert!(matches!(watch.next().await, LeaseUpdate::Snapshot(leases) if leases.len() == 1));
+    h.advance(crate::lease::LEASE_TTL + Duration::from_secs(1));
+    for _ in 0..20 {
+        if let Ok(update) = tokio::time::timeout(Duration::from_secs(1), watch.next()).await {
+            return assert_eq!(update, LeaseUpdate::Snapshot(vec![]));
+        }
+    }
+    panic!("nothing was told");
+}
+
 #[tokio::test]
 async fn a_reader_never_sees_half_a_lease() {
     let h = FileHarness::new();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use inotify::{EventStream, Inotify, WatchMask};
+use tokio::time::Instant;
 
 use super::Scan;
 use crate::lease::{Lease, LeaseUpdate};
@@ -24,6 +25,9 @@ pub struct FileWatch<C> {
     events: Option<EventStream<[u8; 4096]>>,
     /// A look is due before any event: at the start, and after events were seen.
     due: bool,
+    /// When to look at the latest. Kept here, because whoever waits for the next update may give up waiting and begin
+    /// again many times before it comes.
+    look_by: Instant,
     /// What was last told; `None` before the first snapshot.
     told: Option<Vec<Lease>>,
     /// Files already named in the log.
@@ -41,6 +45,7 @@ impl<C: Clock> FileWatch<C> {
             clock,
             events: None,
             due: true,
+            look_by: Instant::now(),
             told: None,
             named: HashSet::new(),
             unwatched: false,
@@ -107,19 +112,18 @@ impl<C: Clock> FileWatch<C> {
         Some(LeaseUpdate::Snapshot(leases))
     }
 
-    /// Until something happened, the tick, or the end of the next lease.
-    async fn something(&mut self) {
+    /// When to look again without being told: the tick, or the end of the next lease.
+    fn next_look(&self) -> Instant {
         let now = self.clock.now();
-        let next_end = self
-            .told
-            .iter()
-            .flatten()
-            .filter_map(|lease| lease.expires)
-            .filter_map(|end| end.duration_since(now).ok())
-            .min();
-        let patience = next_end.map_or(RESYNC, |end| end.min(RESYNC));
+        let ends = self.told.iter().flatten().filter_map(|lease| lease.expires);
+        let next_end = ends.filter_map(|end| end.duration_since(now).ok()).min();
+        Instant::now() + next_end.map_or(RESYNC, |end| end.min(RESYNC))
+    }
+
+    /// Until something happened, or it is time to look.
+    async fn something(&mut self) {
         let Some(events) = &mut self.events else { return };
-        match tokio::time::timeout(patience, events.next()).await {
+        match tokio::time::timeout_at(self.look_by, events.next()).await {
             Err(_tick) => {}
             Ok(Some(Ok(event))) => {
                 let gone = inotify::EventMask::DELETE_SELF
@@ -152,7 +156,9 @@ impl<C: Clock> LeaseWatch for FileWatch<C> {
                 self.something().await;
             }
             self.due = false;
-            if let Some(update) = self.look() {
+            let update = self.look();
+            self.look_by = self.next_look();
+            if let Some(update) = update {
                 return update;
             }
             if self.events.is_none() {

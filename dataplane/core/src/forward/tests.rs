@@ -5,6 +5,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::batch::TxLimits;
+use crate::merge::MergeConfig;
 use crate::testing::{
     Builder, Transport, cluster, endpoint, forwarder, gather, kernel_accepts, kernel_cuts, mac, tun_read,
     vxlan,
@@ -525,6 +526,86 @@ fn small_datagrams_in_one_superpacket_stay_apart_although_all_fit_the_mtu() {
             assert_eq!(cut.len(), 64, "{family:?}");
             let one = Builder::new(family, Transport::Udp).payload(&[9]).packet().len();
             assert!(cut.iter().all(|packet| packet.len() == one));
+        }
+    }
+}
+
+/// A peer's kernel leaves the checksum open behind extension headers too, however long they are.
+#[test]
+fn an_unfinished_checksum_is_finished_behind_long_extension_headers() {
+    for merge in [MergeConfig::ALL, MergeConfig::NONE] {
+        let lengthen = |mut packet: Vec<u8>| {
+            // Destination options of 8 * (1 + 32) bytes, all padding (PadN, RFC 8200 4.2).
+            let mut options = vec![packet[6], 32, 1, 255];
+            options.resize(4 + 255, 0);
+            options.extend([1, 3, 0, 0, 0]);
+            packet[6] = 60;
+            packet.splice(40..40, options);
+            let len = packet.len() - 40;
+            put16(&mut packet, 4, len as u16);
+            packet
+        };
+        let mut node = Node::with(2, vxlan(), SourceCheck::Strict, merge);
+        let writes = node.receive(endpoint(1), &[datagram(vxlan(), &lengthen(udp(V6).unfinished()))]);
+        assert_eq!(node.counters.unfinished_checksums, 1);
+        assert_eq!(kernel_cuts(&writes[0]), [lengthen(udp(V6).packet())]);
+    }
+}
+
+#[test]
+fn a_forged_source_is_not_answered() {
+    for (forged, there) in
+        [("10.244.3.3", "10.244.9.9"), ("10.244.77.1", "8.8.8.8"), ("127.0.0.1", "8.8.8.8")]
+    {
+        let mut node = Node::new(1, vxlan(), SourceCheck::Loose);
+        let read = udp(V4).from(forged).to(there).read();
+        assert_eq!(node.read(read), Verdict::Dropped(DropReason::BadSource), "{forged} to {there}");
+        assert!(node.replies.is_empty(), "{forged} to {there}");
+    }
+    let mut node = Node::new(1, vxlan(), SourceCheck::Loose);
+    node.read(udp(V4).from("203.0.113.7").to("10.244.9.9").read());
+    assert_eq!(node.counters.foreign_sources, 0, "counted where it passes");
+}
+
+/// A node whose link is narrower than the sender's: its kernel would route the packet into a smaller MTU and say so.
+#[test]
+fn a_sender_is_told_of_a_narrower_node() {
+    for encap in encaps() {
+        for family in [V4, V6] {
+            let (mut near, mut far) =
+                (Node::new(1, encap, SourceCheck::Strict), Node::new(2, encap, SourceCheck::Strict));
+            let large = datagram(encap, &udp(family).payload(&[0; 1500]).packet());
+            assert!(far.receive(endpoint(1), &[large]).is_empty());
+            assert_eq!(far.counters.rx.dropped(DropReason::Oversize), 1);
+            let back = far.datagrams();
+            assert_eq!(back.len(), 1, "{encap:?} {family:?}");
+            let writes = near.receive(endpoint(2), &back);
+            let packet = &writes[0][10..];
+            let ip = Ip::parse(packet, Length::Claimed).unwrap();
+            let message: [u8; 8] = packet[ip.l3_len..ip.l3_len + 8].try_into().unwrap();
+            let (kind, code) = if family == V4 { (3, 4) } else { (2, 0) };
+            assert_eq!((message[0], message[1], &message[4..]), (kind, code, &1450u32.to_be_bytes()[..]));
+        }
+    }
+    let mut far = Node::new(2, vxlan(), SourceCheck::Strict);
+    let mut fragmentable = udp(V4).payload(&[0; 1500]);
+    fragmentable.dont_fragment = false;
+    far.receive(endpoint(1), &[datagram(vxlan(), &fragmentable.packet())]);
+    assert!(far.datagrams().is_empty(), "only what may not be fragmented is answered so");
+}
+
+#[test]
+fn datagrams_over_the_mtu_do_not_slip_through_in_a_superpacket() {
+    for merge in [MergeConfig::ALL, MergeConfig::NONE] {
+        for (size, taken) in [(1450 - 28, true), (1450 - 27, false)] {
+            let whole = Builder::new(V4, Transport::Udp).payload(&[9; 6000]);
+            let mut giant = datagram(vxlan(), &whole.unfinished());
+            let mut node = Node::with(2, vxlan(), SourceCheck::Strict, merge);
+            let meta = Received { from: endpoint(1), stride: size, tos: 0, truncated: false };
+            let Node { forwarder, table, merger, batch, counters, .. } = &mut node;
+            forwarder.inbound(table, 0, 0, &mut giant, &meta, merger, batch, counters);
+            assert_eq!(merger.is_empty(), !taken, "{size}");
+            assert_eq!(counters.rx.dropped(DropReason::Oversize), u64::from(!taken), "{size}");
         }
     }
 }

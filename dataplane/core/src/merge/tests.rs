@@ -8,7 +8,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{Builder, Transport, gather, kernel_accepts, kernel_cuts, normal};
-use crate::wire::Length;
 
 /// Merges packets that arrive one a buffer; gives back the writes.
 fn merged(packets: &[Vec<u8>], config: MergeConfig) -> Vec<Vec<u8>> {
@@ -311,5 +310,36 @@ fn a_superpacket_that_a_kernel_left_whole_is_cut_where_the_device_cannot() {
         assert_eq!(cut.len(), 5);
         assert_eq!(cut, expected);
         assert_eq!(merger.writes().map(|write| write.packets()).sum::<u64>(), 1);
+    }
+}
+
+/// An IPv6 datagram that was fragmented between two that were not: there is no id that would give the gap away.
+#[test]
+fn a_fragment_is_not_overtaken_by_its_flow() {
+    let whole = |byte| Builder::new(Family::V6, Transport::Udp).payload(&[byte; 100]).packet();
+    let mut fragment = whole(2);
+    let next = fragment[6];
+    fragment[6] = 44;
+    fragment.splice(40..40, [next, 0, 0, 1, 0, 0, 0, 7]);
+    let len = fragment.len() - 40;
+    put16(&mut fragment, 4, len as u16);
+    let packets = [whole(1), fragment.clone(), whole(3)];
+    let delivered: Vec<_> =
+        merged(&packets, MergeConfig::ALL).iter().flat_map(|write| kernel_cuts(write)).collect();
+    assert_eq!(delivered, packets);
+}
+
+/// A sender's kernel may take 128 datagrams in one superpacket where ours takes 64.
+#[test]
+fn a_superpacket_of_more_datagrams_than_the_device_takes_is_cut() {
+    for (count, writes) in [(64, 1), (65, 65), (128, 128)] {
+        let whole = Builder::new(Family::V6, Transport::Udp).payload(&vec![5; count * 100]).unfinished();
+        let ip = Ip::parse(&whole, Length::Claimed).unwrap();
+        let mut merger = Merger::new(MergeConfig::ALL);
+        assert!(merger.push_giant(&whole, &ip, 0, 0, 100));
+        let buffers = [whole];
+        let written: Vec<_> = merger.writes().map(|write| gather(&write, &merger, &buffers)).collect();
+        assert_eq!(written.len(), writes);
+        assert_eq!(written.iter().map(|write| kernel_cuts(write).len()).sum::<usize>(), count);
     }
 }

@@ -14,6 +14,7 @@ struct Queue {
     waiting: VecDeque<Bytes>,
     written: VecDeque<Bytes>,
     gone: bool,
+    refuse_read: Option<i32>,
     writes: u64,
     refuse: HashMap<u64, i32>,
     refuse_superpackets: Option<i32>,
@@ -59,6 +60,11 @@ impl MemoryTun {
         lock(&self.0).refuse_superpackets = errno;
     }
 
+    /// Throws away the packet that waits longest and answers the next read with `errno`.
+    pub fn refuse_read(&self, errno: i32) {
+        lock(&self.0).refuse_read = Some(errno);
+    }
+
     /// Lets the device vanish: reads say that it is gone.
     pub fn vanish(&self) {
         lock(&self.0).gone = true;
@@ -72,6 +78,9 @@ impl TunQueue for MemoryTun {
             return Err(io::Error::from_raw_os_error(libc::EBADFD));
         }
         let packet = queue.waiting.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
+        if let Some(errno) = queue.refuse_read.take() {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         // The kernel cuts what does not fit, and says nothing.
         let len = packet.len().min(buffer.len());
         buffer[..len].copy_from_slice(&packet[..len]);

@@ -18,21 +18,20 @@ impl ControlRoom {
     ///
     /// # Panics
     /// If it does not fit: the callers write at most two messages of at most four bytes.
-    pub(super) fn append<T: Copy>(&mut self, used: usize, level: i32, kind: i32, value: T) -> usize {
+    pub(super) fn append(&mut self, used: usize, level: i32, kind: i32, value: &[u8]) -> usize {
         let header = size_of::<libc::cmsghdr>();
-        let end = used + space(size_of::<T>());
-        assert!(end <= ROOM, "a control message of {} bytes fits", size_of::<T>());
+        let end = used + space(value.len());
+        assert!(end <= ROOM, "a control message of {} bytes fits", value.len());
         // SAFETY: cmsghdr is plain numbers, for which all-zero is a valid value; it has a private padding field with
         // musl's headers, so it cannot be written field by field.
         let mut cmsg: libc::cmsghdr = unsafe { std::mem::zeroed() };
         cmsg.cmsg_level = level;
         cmsg.cmsg_type = kind;
-        cmsg.cmsg_len = (header + size_of::<T>()) as _;
+        cmsg.cmsg_len = (header + value.len()) as _;
         let (head, data) = self.0[used..end].split_at_mut(header);
         // SAFETY: `head` has the size of a cmsghdr, and the write needs no alignment.
         unsafe { ptr::write_unaligned(head.as_mut_ptr().cast::<libc::cmsghdr>(), cmsg) };
-        // SAFETY: `data` has at least the size of `T` by the sum of `end`, and the write needs no alignment.
-        unsafe { ptr::write_unaligned(data.as_mut_ptr().cast::<T>(), value) };
+        data[..value.len()].copy_from_slice(value);
         end
     }
 
@@ -71,8 +70,8 @@ mod tests {
     #[test]
     fn control_messages_are_read_back() {
         let mut room = ControlRoom::EMPTY;
-        let used = room.append(0, libc::SOL_UDP, libc::UDP_SEGMENT, 1472u16);
-        let used = room.append(used, libc::IPPROTO_IP, libc::IP_TOS, 3i32);
+        let used = room.append(0, libc::SOL_UDP, libc::UDP_SEGMENT, &1472u16.to_ne_bytes());
+        let used = room.append(used, libc::IPPROTO_IP, libc::IP_TOS, &3i32.to_ne_bytes());
         let read: Vec<_> = room.iter(used).collect();
         assert_eq!(
             read,
@@ -86,7 +85,7 @@ mod tests {
     #[test]
     fn a_lying_length_ends_the_walk() {
         let mut room = ControlRoom::EMPTY;
-        let used = room.append(0, 1, 2, 7u32);
+        let used = room.append(0, 1, 2, &7u32.to_ne_bytes());
         room.0[0] = 0xff;
         assert_eq!(room.iter(used).count(), 0);
         room.0[0] = 3;

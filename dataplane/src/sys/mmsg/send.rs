@@ -96,14 +96,19 @@ impl SendBatch {
         let control = &mut self.controls[at];
         let mut used = 0;
         if message.is_train() {
-            used = control.append(used, libc::SOL_UDP, libc::UDP_SEGMENT, message.stride as u16);
+            used = control.append(
+                used,
+                libc::SOL_UDP,
+                libc::UDP_SEGMENT,
+                &(message.stride as u16).to_ne_bytes(),
+            );
         }
         if message.tos != 0 {
             let (level, kind) = match message.to {
                 SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
                 SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
             };
-            used = control.append(used, level, kind, libc::c_int::from(message.tos));
+            used = control.append(used, level, kind, &libc::c_int::from(message.tos).to_ne_bytes());
         }
         let part = &mut self.parts[at];
         part.iov_base = message.bytes.as_ptr().cast_mut().cast();

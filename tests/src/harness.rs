@@ -1,0 +1,44 @@
+//! The `main` of a file of promises.
+
+use std::fs::File;
+use std::process::ExitCode;
+
+use lab::{Case, Scene};
+
+use crate::binary;
+
+/// Promises about engines that the tests run themselves.
+pub fn of_engines(marker: &str, cases: Vec<Case>) -> ExitCode {
+    lab::harness(marker, where_tun_is_allowed(cases))
+}
+
+/// Promises about `flanneld`, which is built first where cargo runs the tests.
+#[expect(clippy::print_stderr, reason = "the main of a test program has no other place for it")]
+pub fn of_daemons(marker: &str, cases: Vec<Case>) -> ExitCode {
+    match binary::build() {
+        Ok(()) => of_engines(marker, cases),
+        Err(error) => {
+            eprintln!("{error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The cases; all of them skip aloud where this user may not open `/dev/net/tun`, in a namespace of its own or not.
+fn where_tun_is_allowed(cases: Vec<Case>) -> Vec<Case> {
+    match open_tun() {
+        Ok(_) => cases,
+        Err(_) => cases.into_iter().map(|case| Case { body: skip, ..case }).collect(),
+    }
+}
+
+fn skip(_: &Scene) -> anyhow::Result<()> {
+    match open_tun() {
+        Ok(_) => anyhow::bail!("/dev/net/tun can be opened after all"),
+        Err(error) => Err(lab::skip(format!("cannot open /dev/net/tun: {error}"))),
+    }
+}
+
+fn open_tun() -> std::io::Result<File> {
+    File::options().read(true).write(true).open("/dev/net/tun")
+}
