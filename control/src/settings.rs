@@ -1,14 +1,20 @@
 //! What the flags mean: [`Settings`], every value checked once, before anything is opened.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dataplane::Features;
+use dataplane::{Features, SourcePorts, Spin, Tuning};
 use dataplane_core::SourceCheck;
 use regex::Regex;
 
 use crate::flags::RawFlags;
+
+/// Most threads of an engine: a TUN device has at most 256 queues, and no machine needs so many.
+const MAX_WORKERS: u8 = 64;
+/// Longest spin: beyond it a CPU would burn for traffic that comes a hundred times a second.
+const MAX_SPIN_US: u64 = 10_000;
 
 /// Everything the daemon needs to know, checked.
 #[derive(Debug, Clone)]
@@ -27,6 +33,8 @@ pub struct Settings {
     pub ip_masq: bool,
     /// Engine features to do without.
     pub engine_off: Features,
+    /// The engine's threads.
+    pub tuning: Tuning,
     /// What to do with inner sources outside the cluster.
     pub source_check: SourceCheck,
     /// How to log.
@@ -144,6 +152,7 @@ impl Settings {
             renew_margin: Duration::from_secs(margin.unsigned_abs() * 60),
             ip_masq: flags.switch("ip-masq"),
             engine_off,
+            tuning: tuning(flags)?,
             source_check,
             log,
             exit_with_parent: flags.switch("exit-with-parent"),
@@ -196,6 +205,36 @@ impl InterfaceChoice {
     pub fn names_none(&self) -> bool {
         self.interfaces.is_empty() && self.patterns.is_empty() && self.can_reach.is_none()
     }
+}
+
+fn tuning(flags: &RawFlags) -> Result<Tuning, SettingsError> {
+    let refuse = |name: &str, problem: &str| SettingsError::BadValue {
+        from: flags.source(name),
+        text: flags.text(name).to_owned(),
+        problem: problem.to_owned(),
+    };
+    let workers = match flags.text("engine-workers") {
+        "auto" => None,
+        text => match text.parse::<NonZeroU8>() {
+            Ok(workers) if workers.get() <= MAX_WORKERS => Some(workers),
+            _ => return Err(refuse("engine-workers", "expected auto or a number from 1 to 64")),
+        },
+    };
+    let spin = match flags.text("engine-spin") {
+        "auto" => Spin::Auto,
+        "off" => Spin::Off,
+        text => match text.parse::<u64>() {
+            Ok(us @ 0..=MAX_SPIN_US) => Spin::UpTo(Duration::from_micros(us)),
+            _ => return Err(refuse("engine-spin", "expected auto, off or microseconds from 0 to 10000")),
+        },
+    };
+    let source_ports = match flags.text("engine-source-ports") {
+        "auto" => SourcePorts::Auto,
+        "fixed" => SourcePorts::Fixed,
+        "spread" => SourcePorts::Spread,
+        _ => return Err(refuse("engine-source-ports", "expected auto, fixed or spread")),
+    };
+    Ok(Tuning { workers, spin, source_ports })
 }
 
 fn address<T: std::str::FromStr>(
@@ -279,11 +318,27 @@ mod tests {
         assert_eq!(error(&["-public-ipv6=1.2.3.4"]), "--public-ipv6=1.2.3.4: expected an IPv6 address");
         assert!(error(&["--iface-regex", "eth("]).starts_with("--iface-regex=eth(: "));
         assert!(error(&["--source-check=hard"]).contains("expected loose or strict"));
+        assert!(error(&["--engine-workers=0"]).contains("from 1 to 64"));
+        assert!(error(&["--engine-spin=-1"]).contains("from 0 to 10000"));
+        assert!(error(&["--engine-source-ports=8472"]).contains("fixed or spread"));
         assert!(error(&["--log-format=xml"]).contains("expected text or json"));
         assert!(error(&["--engine-off=udp-gsoo"]).contains("udp-gso"));
         let environment = [("FLANNELD_PUBLIC_IP".to_owned(), "x".to_owned())];
         let flags = RawFlags::parse(["-file-subnet-mgr=/x".to_owned()], environment).unwrap();
         assert!(Settings::settle(&flags).unwrap_err().to_string().starts_with("FLANNELD_PUBLIC_IP=x: "));
+    }
+
+    #[test]
+    fn the_engines_threads_are_told_what_to_do() {
+        assert_eq!(settle(&[]).unwrap().tuning, Tuning::default());
+        let words = ["--engine-workers=3", "--engine-spin=20", "--engine-source-ports=fixed"];
+        let tuning = Tuning {
+            workers: NonZeroU8::new(3),
+            spin: Spin::UpTo(Duration::from_micros(20)),
+            source_ports: SourcePorts::Fixed,
+        };
+        assert_eq!(settle(&words).unwrap().tuning, tuning);
+        assert_eq!(settle(&["--engine-spin=off"]).unwrap().tuning.spin, Spin::Off);
     }
 
     #[test]

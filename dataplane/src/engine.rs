@@ -1,6 +1,7 @@
 //! The engine: opens the device and the socket, runs the workers, and hands out their numbers.
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -20,10 +21,15 @@ mod deliver;
 mod send;
 mod serve;
 mod shared;
+mod spin;
+mod tuning;
 mod worker;
 
 use serve::{Readiness, serve};
 pub use shared::Shared;
+use spin::Patience;
+pub use spin::Spin;
+pub use tuning::{SourcePorts, Tuning};
 pub use worker::{Ready, Turn, Worker, WorkerConfig};
 
 /// What an engine is made of.
@@ -41,6 +47,8 @@ pub struct EngineConfig {
     pub off: Features,
     /// What to do with inner sources outside the cluster.
     pub source_check: SourceCheck,
+    /// How many threads, how they wait, and where they send from.
+    pub tuning: Tuning,
 }
 
 /// An engine that is open and does not run yet. Dropped, it takes its device with it.
@@ -48,8 +56,9 @@ pub struct Engine {
     config: EngineConfig,
     device: String,
     local: SocketAddr,
-    tun: KernelTun,
-    udp: KernelUdp,
+    /// A TUN queue and a socket for each worker.
+    ends: Vec<(KernelTun, KernelUdp)>,
+    lanes: u8,
     capabilities: Capabilities,
 }
 
@@ -61,14 +70,25 @@ impl Engine {
     /// See [`OpenError`]; nothing is left behind.
     pub fn open(config: &EngineConfig) -> Result<Self, OpenError> {
         let (tun, tun_found) = KernelTun::open(&config.device, config.off)?;
-        let (udp, udp_found) = KernelUdp::open(config.bind, config.off)?;
+        let workers = config.tuning.worker_count(usable_cpus());
+        let lanes = config.tuning.lanes(&config.encap, workers);
+        let (group, udp_found) = KernelUdp::open_group(config.bind, config.off, workers, lanes)?;
         let [vnet, tso, uso] = tun_found.0;
         let [gso, gro, mmsg] = udp_found.findings;
         let capabilities =
             Capabilities::new([vnet, tso, uso, gso, gro, mmsg], udp_found.max_segments, udp_found.buffers);
         let device = tun.name().map_err(|source| OpenError::Tun { device: config.device.clone(), source })?;
-        let local = udp.local().map_err(|source| OpenError::Udp { addr: config.bind, source })?;
-        Ok(Self { config: config.clone(), device, local, tun, udp, capabilities })
+        let mut local = config.bind;
+        let mut queues = vec![tun];
+        for _ in 1..workers {
+            let queue = queues[0].another_queue().map_err(|source| OpenError::tun(&device, source))?;
+            queues.push(queue);
+        }
+        if let Some(udp) = group.first() {
+            local = udp.local().map_err(|source| OpenError::Udp { addr: config.bind, source })?;
+        }
+        let ends = queues.into_iter().zip(group).collect();
+        Ok(Self { config: config.clone(), device, local, ends, lanes, capabilities })
     }
 
     /// The name of the TUN device.
@@ -83,6 +103,12 @@ impl Engine {
         self.local
     }
 
+    /// How many workers it will have, each with a thread, a TUN queue and a socket of its own.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.ends.len()
+    }
+
     /// What the kernel offers. Printed, it is one line a probe.
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
@@ -94,7 +120,7 @@ impl Engine {
     /// # Errors
     /// [`OpenError::Worker`] when there is no thread or descriptor left.
     pub fn start(self, table: PeerTable) -> Result<EngineHandle, OpenError> {
-        let Self { config, device, tun, udp, capabilities, .. } = self;
+        let Self { config, device, ends, lanes, capabilities, .. } = self;
         let failed = |source| OpenError::Worker { source };
         let offload = Offload::new(&capabilities);
         let max_bytes = if config.bind.is_ipv4() { TxLimits::MAX_BYTES_V4 } else { TxLimits::MAX_BYTES_V6 };
@@ -106,18 +132,52 @@ impl Engine {
             },
             max_bytes,
             offload,
+            lanes,
         };
         let (events, received) = Events::channel();
-        let shared = Shared::new(table);
-        let mut readiness = Readiness::new(tun.raw_fd(), udp.raw_fd()).map_err(failed)?;
-        let waker = readiness.waker();
-        let mut worker = Worker::new(tun, udp, worker_config, shared.clone(), events);
-        let for_thread = shared.clone();
-        let thread = thread::Builder::new()
-            .name("engine-0".to_owned())
-            .spawn(move || serve(&mut worker, &mut readiness, &for_thread))
-            .map_err(failed)?;
-        Ok(EngineHandle { device, capabilities, shared, waker, events: received, thread: Some(thread) })
+        let bound = config.tuning.spin.bound(usable_cpus(), ends.len());
+        let first = Shared::new(table);
+        let (mut wakers, mut shares, mut workers) = (Vec::new(), Vec::new(), Vec::new());
+        for (tun, udp) in ends {
+            let readiness = Readiness::new(tun.raw_fd(), udp.raw_fd()).map_err(failed)?;
+            let shared = if shares.is_empty() { first.clone() } else { first.sibling() };
+            wakers.push(readiness.waker());
+            workers.push((
+                Worker::new(tun, udp, worker_config.clone(), shared.clone(), events.clone()),
+                readiness,
+            ));
+            shares.push(shared);
+        }
+        let wakers: Arc<[Arc<Waker>]> = wakers.into();
+        let mut handle =
+            EngineHandle { device, capabilities, shares, wakers, events: received, threads: Vec::new() };
+        for (number, (mut worker, mut readiness)) in workers.into_iter().enumerate() {
+            let (shared, wakers) = (handle.shares[number].clone(), handle.wakers.clone());
+            let thread = thread::Builder::new()
+                .name(format!("engine-{number}"))
+                .spawn(move || {
+                    let told = serve(&mut worker, &mut readiness, &shared, Patience::new(bound));
+                    // One that ends by itself takes the others with it: half an engine would lose half of the flows.
+                    halt(&shared, &wakers);
+                    told
+                })
+                .map_err(failed)?;
+            handle.threads.push(thread);
+        }
+        Ok(handle)
+    }
+}
+
+/// CPUs that this process may use, by its affinity mask and its cgroup's quota.
+fn usable_cpus() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+fn halt(shared: &Shared, wakers: &[Arc<Waker>]) {
+    shared.stop.store(true, Ordering::Release);
+    for waker in wakers {
+        // The eventfd of the waker cannot be full for a sleeping worker; one that is awake sees the flag.
+        waker.wake().ok();
     }
 }
 
@@ -125,22 +185,32 @@ impl Engine {
 pub struct EngineHandle {
     device: String,
     capabilities: Capabilities,
-    shared: Arc<Shared>,
-    waker: Arc<Waker>,
+    /// One a worker, and there is one at least.
+    shares: Vec<Arc<Shared>>,
+    wakers: Arc<[Arc<Waker>]>,
     events: Receiver<EngineEvent>,
-    thread: Option<JoinHandle<bool>>,
+    threads: Vec<JoinHandle<bool>>,
 }
 
 impl EngineHandle {
     /// Replaces the peer table, whole, from the next batch on. No packet waits for it.
     pub fn publish(&self, table: PeerTable) {
-        self.shared.publish(table);
+        // All workers read the same table.
+        if let Some(shared) = self.shares.first() {
+            shared.publish(table);
+        }
     }
 
     /// The counters since the start, as of the last batch: they balance.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.shared.counters()
+        self.shares.iter().fold(Counters::default(), |sum, shared| sum.plus(&shared.counters()))
+    }
+
+    /// The same for each worker.
+    #[must_use]
+    pub fn workers(&self) -> Vec<Counters> {
+        self.shares.iter().map(|shared| shared.counters()).collect()
     }
 
     /// What happened. Read it: a full channel (256 events) loses the newest.
@@ -161,31 +231,34 @@ impl EngineHandle {
         &self.capabilities
     }
 
-    /// Stops the worker, closes the socket, removes the device, and returns the final counters.
+    /// Stops the workers, closes the sockets, removes the device, and returns the final counters.
     ///
     /// # Errors
-    /// [`EngineError`] when the worker had ended by itself.
+    /// [`EngineError`] when a worker had ended by itself.
     pub fn stop(mut self) -> Result<Counters, EngineError> {
         self.end().unwrap_or(Ok(()))?;
-        Ok(self.shared.counters())
+        Ok(self.counters())
     }
 
-    /// Makes the worker fail while it holds the next packet: for tests of what happens then.
+    /// Makes the worker that reads the next packet fail while it holds it: for tests of what happens then.
     #[doc(hidden)]
     pub fn fail_once(&self) {
-        self.shared.fail_once();
+        if let Some(shared) = self.shares.first() {
+            shared.fail_once();
+        }
     }
 
     fn end(&mut self) -> Option<Result<(), EngineError>> {
-        let thread = self.thread.take()?;
-        self.shared.stop.store(true, Ordering::Release);
-        // The eventfd of the waker cannot be full for a sleeping worker; one that is awake sees the flag.
-        self.waker.wake().ok();
-        Some(match thread.join() {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(EngineError::Ended { device: self.device.clone() }),
-            Err(_) => Err(EngineError::Failed),
-        })
+        let threads = std::mem::take(&mut self.threads);
+        halt(self.shares.first()?, &self.wakers);
+        threads
+            .into_iter()
+            .map(|thread| match thread.join() {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(EngineError::Ended { device: self.device.clone() }),
+                Err(_) => Err(EngineError::Failed),
+            })
+            .reduce(Result::and)
     }
 }
 

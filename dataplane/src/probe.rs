@@ -273,7 +273,7 @@ pub(crate) fn max_segments() -> (usize, String) {
         receiver.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
         let to = receiver.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let sender = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
-        let message = Outgoing { to, tos: 0, bytes: &[0; 65], stride: 1 };
+        let message = Outgoing { to, tos: 0, lane: 0, bytes: &[0; 65], stride: 1 };
         match SendBatch::new(1).send(sender.as_fd(), std::iter::once(message)) {
             Ok(_) => Ok(128),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(64),

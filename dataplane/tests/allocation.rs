@@ -119,6 +119,7 @@ fn worker(n: u8, encap: Encap, features: Features, udp: Replay) -> (Worker<Sourc
         },
         max_bytes: TxLimits::MAX_BYTES_V4,
         offload: Offload::with(features, 64),
+        lanes: 1,
     };
     let shared = Shared::new(cluster(n));
     let (events, _received) = Events::channel();

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use dataplane::{Engine, EngineConfig, EngineEvent, EngineHandle, Features};
+use dataplane::{Engine, EngineConfig, EngineEvent, EngineHandle, Features, Tuning};
 use dataplane_core::{
     Counters, Encap, Family, LinkMtu, Local, MacAddr, OverlayMtu, Peer, PeerTable, SourceCheck, Vni,
 };
@@ -98,6 +98,7 @@ impl EngineNode {
             bind: SocketAddr::new(first.public, port),
             off: spec.off.iter().chain(off_by_environment()?.iter()).collect(),
             source_check: spec.source_check,
+            tuning: Tuning::default(),
         };
         let engine = node.namespace().run("engine-open", || Engine::open(&config))??;
         netlink::inside(node.namespace(), async |kernel: Kernel| {

@@ -54,7 +54,6 @@ pub(super) struct Carrier {
     published: Option<Peers>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "one or two live, as long as the node")]
 enum State {
     /// The device is there and has yet to get its address.
     Open(Engine),

@@ -85,6 +85,7 @@ pub(super) async fn open_engine(
         bind: tunnel.bind,
         off: settings.engine_off,
         source_check: settings.source_check,
+        tuning: settings.tuning.clone(),
     };
     Ok(Engine::open(&config)?)
 }

@@ -98,6 +98,21 @@ pub const FLAGS: &[Flag] = &[
         "say FLANNEL_IPMASQ=true in subnet.env (installs no rules yet)",
     ),
     flag("engine-off", Kind::Text, "", "LIST", "engine features to do without, e.g. udp-gso,tun-tso (new)"),
+    flag("engine-workers", Kind::Text, "auto", "auto|N", "threads; auto: half of the CPUs, up to 4 (new)"),
+    flag(
+        "engine-spin",
+        Kind::Text,
+        "auto",
+        "auto|off|US",
+        "poll before sleeping; auto: 50 if a CPU is free (new)",
+    ),
+    flag(
+        "engine-source-ports",
+        Kind::Text,
+        "auto",
+        "auto|fixed|spread",
+        "UDP source ports; auto: spread for vxlan (new)",
+    ),
     flag(
         "source-check",
         Kind::Text,

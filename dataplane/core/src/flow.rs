@@ -2,6 +2,8 @@
 
 use core::net::IpAddr;
 
+use crate::wire::{Fragment, Ip, TCP, UDP, get32};
+
 /// The five-tuple of a TCP or UDP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowKey {
@@ -16,6 +18,14 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
+    /// The flow of a packet: without ports where there are none, or where not every packet of the flow has them.
+    #[must_use]
+    pub fn of(packet: &[u8], ip: &Ip) -> Self {
+        let has_ports = ip.fragment == Fragment::Whole && matches!(ip.protocol, TCP | UDP);
+        let ports = if has_ports { get32(packet, ip.l3_len).unwrap_or(0) } else { 0 };
+        Self { source: ip.source, destination: ip.destination, ports, protocol: ip.protocol }
+    }
+
     /// A hash that spreads flows over tables and queues; equal for equal keys, with no secret in it.
     #[must_use]
     pub fn hash(&self) -> u32 {

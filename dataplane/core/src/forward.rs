@@ -5,6 +5,7 @@ use core::net::SocketAddr;
 use crate::batch::{MAX_BYTES_PER_READ, MAX_DATAGRAMS_PER_READ, TxBatch};
 use crate::counters::{Counters, DropReason};
 use crate::encap::Encap;
+use crate::flow::FlowKey;
 use crate::icmp::{self, Complaint, Limiter, ReplyQueue};
 use crate::merge::Merger;
 use crate::mtu::OverlayMtu;
@@ -220,6 +221,7 @@ impl Forwarder {
         let header = self.config.encap.header(table.local().mac, peer.mac, ip.family());
         let header = header.as_slice();
         let tos = ip.tos & ECN_MASK;
+        let flow = FlowKey::of(packet, ip).hash();
         if vnet.gso == Gso::None {
             self.check_size(ip.len, ip)?;
             let (start, offset) = (usize::from(vnet.csum_start), usize::from(vnet.csum_offset));
@@ -228,7 +230,7 @@ impl Forwarder {
                 return Err(DropReason::BadVnetHeader.into());
             }
             let len = header.len() + packet.len();
-            let Some(room) = out.push(peer.endpoint, tos, len, ip.len) else {
+            let Some(room) = out.push(peer.endpoint, tos, flow, len, ip.len) else {
                 return Err(DropReason::BatchFull.into());
             };
             put(room, 0, header);
@@ -247,7 +249,7 @@ impl Forwarder {
         for i in 0..count {
             let inner = cut.len_of(i);
             counters.tx.take(1, inner);
-            let Some(room) = out.push(peer.endpoint, tos, header.len() + inner, inner) else {
+            let Some(room) = out.push(peer.endpoint, tos, flow, header.len() + inner, inner) else {
                 counters.tx.drop(DropReason::BatchFull, 1);
                 continue;
             };
@@ -483,7 +485,7 @@ impl Inbound<'_> {
         let Some(len) = icmp::build(packet, ip, complaint, from, &mut reply) else { return };
         let header = self.config.encap.header(self.table.local().mac, peer.mac, ip.family());
         let header = header.as_slice();
-        let Some(room) = out.push(peer.endpoint, 0, header.len() + len, len) else { return };
+        let Some(room) = out.push(peer.endpoint, 0, 0, header.len() + len, len) else { return };
         put(room, 0, header);
         put(room, header.len(), reply.get(..len).unwrap_or_default());
         self.counters.tx.take(1, len);

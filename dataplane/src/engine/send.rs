@@ -38,18 +38,24 @@ struct Item<'a> {
 impl<'a> Item<'a> {
     fn message(batch: &'a TxBatch, message: &TxMessage) -> Self {
         let bytes = batch.bytes_of(message);
-        let outgoing = Outgoing { to: message.to, tos: message.tos, bytes, stride: message.train.stride };
+        let outgoing = Outgoing {
+            to: message.to,
+            tos: message.tos,
+            bytes,
+            stride: message.train.stride,
+            lane: message.lane,
+        };
         Self { outgoing, packets: message.count() as u64, inner_bytes: message.inner_bytes }
     }
 
     /// Datagram `at` of this message, which has `self.packets` of them.
     fn datagram(&self, at: usize) -> Self {
-        let Outgoing { to, tos, bytes, stride } = self.outgoing;
+        let Outgoing { to, tos, lane, bytes, stride } = self.outgoing;
         let start = (at * stride).min(bytes.len());
         let bytes = &bytes[start..(start + stride).min(bytes.len())];
         // Every datagram of a train has the same encapsulation in front.
         let encap = (self.outgoing.bytes.len() - self.inner_bytes) / (self.packets.max(1) as usize);
-        let outgoing = Outgoing { to, tos, bytes, stride };
+        let outgoing = Outgoing { to, tos, lane, bytes, stride };
         Self { outgoing, packets: 1, inner_bytes: bytes.len().saturating_sub(encap) }
     }
 }

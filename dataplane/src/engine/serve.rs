@@ -4,12 +4,14 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Poll, Token, Waker};
 
 use super::shared::Shared;
+use super::spin::Patience;
 use super::worker::{Turn, Worker};
 use crate::io::{TunQueue, UdpPort};
 
@@ -33,6 +35,28 @@ impl Readiness {
         Ok(Self { poll, waker })
     }
 
+    /// Asks again and again, and lets others run in between, until something may be read (true) or patience ends.
+    fn spin(
+        &mut self,
+        events: &mut mio::Events,
+        patience: &mut Patience,
+        start: &Instant,
+        idle: Duration,
+    ) -> bool {
+        let mut before = idle;
+        loop {
+            if self.poll.poll(events, Some(Duration::ZERO)).is_err() || !events.is_empty() {
+                return !events.is_empty();
+            }
+            thread::yield_now();
+            let now = start.elapsed();
+            if !patience.lasts(idle, before, now) {
+                return false;
+            }
+            before = now;
+        }
+    }
+
     /// Ends a sleep.
     pub(super) fn waker(&self) -> Arc<Waker> {
         self.waker.clone()
@@ -44,9 +68,11 @@ pub(super) fn serve<T: TunQueue, U: UdpPort>(
     worker: &mut Worker<T, U>,
     readiness: &mut Readiness,
     shared: &Shared,
+    mut patience: Patience,
 ) -> bool {
     let start = Instant::now();
     let mut events = mio::Events::with_capacity(8);
+    let mut moved = 0;
     while !shared.stop.load(Ordering::Acquire) {
         let now_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         match worker.turn(now_ns) {
@@ -54,8 +80,14 @@ pub(super) fn serve<T: TunQueue, U: UdpPort>(
             Turn::Ended => return false,
             Turn::Idle => {}
         }
+        let idle = start.elapsed();
+        let packets = worker.packets().wrapping_sub(moved);
+        moved = worker.packets();
+        let caught =
+            patience.is_worth_it(idle, packets) && readiness.spin(&mut events, &mut patience, &start, idle);
         // An interrupted or failed wait finds out by reading.
-        let waited = readiness.poll.poll(&mut events, None);
+        let waited = if caught { Ok(()) } else { readiness.poll.poll(&mut events, None) };
+        patience.learn(start.elapsed().saturating_sub(idle));
         let ready = worker.ready_mut();
         ready.tun |= waited.is_err();
         ready.udp |= waited.is_err();

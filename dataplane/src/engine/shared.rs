@@ -14,10 +14,10 @@ pub struct Shared {
     pub(super) table: Arc<ArcSwap<PeerTable>>,
     /// The counters as of the end of the last turn.
     pub(super) board: Board,
-    /// The worker shall end.
-    pub(super) stop: AtomicBool,
+    /// All workers shall end.
+    pub(super) stop: Arc<AtomicBool>,
     /// The next turn that reads a packet shall fail: for tests of what happens then.
-    pub(super) fault: AtomicBool,
+    pub(super) fault: Arc<AtomicBool>,
 }
 
 impl Shared {
@@ -27,8 +27,19 @@ impl Shared {
         Arc::new(Self {
             table: Arc::new(ArcSwap::from_pointee(table)),
             board: Board::default(),
-            stop: AtomicBool::new(false),
-            fault: AtomicBool::new(false),
+            stop: Arc::default(),
+            fault: Arc::default(),
+        })
+    }
+
+    /// The share of another worker of the same engine: the same peers, counters of its own.
+    #[must_use]
+    pub fn sibling(&self) -> Arc<Self> {
+        Arc::new(Self {
+            table: self.table.clone(),
+            board: Board::default(),
+            stop: self.stop.clone(),
+            fault: self.fault.clone(),
         })
     }
 

@@ -50,6 +50,8 @@ pub struct WorkerConfig {
     pub max_bytes: usize,
     /// The features in use.
     pub offload: Offload,
+    /// Source ports of the UDP port, at least one.
+    pub lanes: u8,
 }
 
 /// How a turn ended.
@@ -110,7 +112,7 @@ impl State {
         };
         Self {
             forwarder: Forwarder::new(config.forwarder),
-            batch: TxBatch::new(limits(config, offload), BATCH_READS),
+            batch: TxBatch::new(limits(config, offload), BATCH_READS).with_lanes(config.lanes),
             merger: Merger::new(merging(offload)),
             replies: ReplyQueue::default(),
             read: vec![0; TUN_READ_LEN].into(),
@@ -167,6 +169,11 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
     /// Its UDP port, for tests that feed it.
     pub fn udp_mut(&mut self) -> &mut U {
         &mut self.udp
+    }
+
+    /// Packets that it has taken in, both ways.
+    pub(super) fn packets(&self) -> u64 {
+        self.counters.rx.packets.wrapping_add(self.counters.tx.packets)
     }
 
     /// The features in use right now.
@@ -319,6 +326,7 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
         if !self.state.batch.is_empty() {
             let Self { udp, state, offload, counters, events, .. } = self;
             let segments = offload.max_segments();
+            state.batch.sort();
             send_batch(udp, &state.batch, offload, &mut counters.tx, events);
             state.batch.clear();
             if offload.max_segments() != segments {

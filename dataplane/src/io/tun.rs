@@ -16,6 +16,8 @@ use crate::sys;
 pub struct KernelTun {
     device: SyncDevice,
     vnet: bool,
+    /// The offloads that are on, as `TUN_F_*` bits.
+    mask: u32,
 }
 
 /// What the device answered: the findings for `tun-vnet-hdr`, `tun-tso` and `tun-uso`.
@@ -58,7 +60,7 @@ impl KernelTun {
             },
         };
         device.set_nonblocking(true).map_err(|source| OpenError::tun(name, source))?;
-        let mut tun = Self { device, vnet: vnet.on };
+        let mut tun = Self { device, vnet: vnet.on, mask: 0 };
         if !vnet.on {
             let needs = || Finding::off("needs tun-vnet-hdr");
             return Ok((tun, TunFindings([vnet, needs(), needs()])));
@@ -98,6 +100,7 @@ impl KernelTun {
         for mask in [csum | want_tso | want_uso, csum | want_tso, csum | want_uso, csum, 0] {
             match sys::tun::set_offload(self.device.as_fd(), mask) {
                 Ok(()) => {
+                    self.mask = mask;
                     let answer = |bits: u32| {
                         let why = format!("offload mask {mask:#04x}");
                         if mask & bits == bits { Finding::on(why) } else { Finding::off(refused.clone()) }
@@ -111,6 +114,20 @@ impl KernelTun {
         }
         let none = Finding::off(refused);
         (no_tso.unwrap_or_else(|| none.clone()), no_uso.unwrap_or(none))
+    }
+
+    /// One more queue of the same device, which has the same features.
+    ///
+    /// The kernel picks the queue of a packet by a hash of its flow, and follows the queue on which the flow's packets
+    /// of the other direction were last written: a worker that keeps to its queue keeps its flows.
+    pub(crate) fn another_queue(&self) -> io::Result<Self> {
+        let device = self.device.try_clone()?;
+        device.set_nonblocking(true)?;
+        // The crate makes its own choice of offloads whenever it opens a queue, and they are the whole device's.
+        if self.vnet {
+            sys::tun::set_offload(device.as_fd(), self.mask)?;
+        }
+        Ok(Self { device, vnet: self.vnet, mask: self.mask })
     }
 
     /// The name that the kernel gave the device.

@@ -1,8 +1,9 @@
 //! A kernel UDP socket.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -28,6 +29,10 @@ const RECEIVE_BATCH: usize = 64;
 /// A UDP socket of the network namespace in which it was opened.
 pub struct KernelUdp {
     socket: Socket,
+    /// Sockets to send from, one a source port; none where everything leaves from `socket`.
+    lanes: Arc<[Socket]>,
+    /// The socket that was sent from last.
+    lane: usize,
     sending: SendBatch,
     receiving: ReceiveBatch,
 }
@@ -40,6 +45,44 @@ pub(crate) struct UdpFindings {
 }
 
 impl KernelUdp {
+    /// Opens `count` sockets that share the port of `bind`: the kernel gives all datagrams of one outer source address
+    /// and port to the same one. They send from `lanes` source ports that are the kernel's choice, or from their own if
+    /// that is 1.
+    pub(crate) fn open_group(
+        bind: SocketAddr,
+        off: Features,
+        count: usize,
+        lanes: u8,
+    ) -> Result<(Vec<Self>, UdpFindings), OpenError> {
+        let wrong = |source| OpenError::udp(bind, source);
+        let shared = count > 1;
+        if shared {
+            // Sockets that share a port would also share it with another daemon, without a word.
+            Socket::new(Domain::for_address(bind), Type::DGRAM, Some(Protocol::UDP))
+                .and_then(|socket| {
+                    if bind.is_ipv6() {
+                        socket.set_only_v6(true)?;
+                    }
+                    socket.bind(&bind.into())
+                })
+                .map_err(wrong)?;
+        }
+        let (first, findings) = Self::open_one(bind, off, shared)?;
+        let bind = first.local().map_err(wrong)?;
+        let mut group = vec![first];
+        while group.len() < count {
+            group.push(Self::open_one(bind, off, shared)?.0);
+        }
+        if lanes > 1 {
+            let lanes: Arc<[Socket]> =
+                (0..lanes).map(|_| open_lane(bind.ip())).collect::<io::Result<_>>().map_err(wrong)?;
+            for port in &mut group {
+                port.lanes = lanes.clone();
+            }
+        }
+        Ok((group, findings))
+    }
+
     /// Opens a socket bound to `bind`, with every feature that the kernel has and that is not in `off`.
     ///
     /// Over IPv4 the DF bit is clear, as a kernel VXLAN device has it: a datagram that outgrows the path is cut by the
@@ -48,7 +91,7 @@ impl KernelUdp {
     ///
     /// Datagrams without a UDP checksum are accepted over IPv4 and refused over IPv6 (RFC 8200), as a kernel VXLAN
     /// device does unless told otherwise.
-    pub(crate) fn open(bind: SocketAddr, off: Features) -> Result<(Self, UdpFindings), OpenError> {
+    fn open_one(bind: SocketAddr, off: Features, shared: bool) -> Result<(Self, UdpFindings), OpenError> {
         let wrong = |source| OpenError::udp(bind, source);
         let socket =
             Socket::new(Domain::for_address(bind), Type::DGRAM, Some(Protocol::UDP)).map_err(wrong)?;
@@ -66,6 +109,9 @@ impl KernelUdp {
         let gso = probe_gso(&socket, off);
         let gro = probe_gro(&socket, off);
         let mmsg = probe_mmsg(bind, off);
+        if shared {
+            socket.set_reuse_port(true).map_err(wrong)?;
+        }
         // Bound last, so that nothing arrives before the socket has its final shape.
         socket.bind(&bind.into()).map_err(wrong)?;
         let (max_segments, gso) = if gso.on {
@@ -75,7 +121,13 @@ impl KernelUdp {
             (1, gso)
         };
         let (send, receive) = if mmsg.on { (SEND_BATCH, RECEIVE_BATCH) } else { (1, 1) };
-        let udp = Self { socket, sending: SendBatch::new(send), receiving: ReceiveBatch::new(receive) };
+        let udp = Self {
+            socket,
+            lanes: Arc::default(),
+            lane: 0,
+            sending: SendBatch::new(send),
+            receiving: ReceiveBatch::new(receive),
+        };
         Ok((udp, UdpFindings { findings: [gso, gro, mmsg], max_segments, buffers }))
     }
 
@@ -92,7 +144,13 @@ impl KernelUdp {
 
 impl UdpPort for KernelUdp {
     fn send<'a>(&mut self, messages: impl Iterator<Item = Outgoing<'a>>) -> io::Result<usize> {
-        self.sending.send(self.socket.as_fd(), messages)
+        if self.lanes.is_empty() {
+            return self.sending.send(self.socket.as_fd(), messages);
+        }
+        let mut messages = messages.peekable();
+        let Some(first) = messages.peek().map(|message| message.lane) else { return Ok(0) };
+        self.lane = usize::from(first) % self.lanes.len();
+        self.sending.send(self.lanes[self.lane].as_fd(), messages.take_while(|message| message.lane == first))
     }
 
     fn receive(&mut self, buffers: &mut ReceiveBuffers) -> io::Result<usize> {
@@ -103,7 +161,8 @@ impl UdpPort for KernelUdp {
     }
 
     fn wait_writable(&mut self, limit: Duration) {
-        let mut set = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+        let socket = self.lanes.get(self.lane).unwrap_or(&self.socket);
+        let mut set = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
         let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO);
         // Whatever it answers, the next send says whether there is room.
         nix::poll::poll(&mut set, timeout).ok();
@@ -112,6 +171,25 @@ impl UdpPort for KernelUdp {
     fn overflow(&self) -> u32 {
         self.receiving.overflow().unwrap_or(0)
     }
+}
+
+/// A socket that only sends, from a port that the kernel chooses.
+fn open_lane(from: IpAddr) -> io::Result<Socket> {
+    let bind = SocketAddr::new(from, 0);
+    let socket = Socket::new(Domain::for_address(bind), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    if bind.is_ipv6() {
+        socket.set_only_v6(true)?;
+    } else {
+        sys::pmtu::leave_fragments_to_routers(socket.as_fd()).ok();
+    }
+    // Nobody reads it: what strangers send there shall take no memory. The kernel grants its smallest size.
+    socket.set_recv_buffer_size(0)?;
+    if setsockopt(&socket, sockopt::SndBufForce, &SEND_ROOM).is_err() {
+        socket.set_send_buffer_size(SEND_ROOM)?;
+    }
+    socket.bind(&bind.into())?;
+    Ok(socket)
 }
 
 /// Asks for big socket buffers, beyond the system's limit where that is allowed. Returns what the kernel granted.
@@ -213,8 +291,8 @@ mod tests {
     ) {
         let train: Vec<u8> = (0..3500u32).map(|at| (at % 251) as u8).collect();
         let messages = [
-            Outgoing { to, tos: 2, bytes: &train, stride: 1000 },
-            Outgoing { to, tos: 0, bytes: b"single", stride: 6 },
+            Outgoing { to, tos: 2, lane: 0, bytes: &train, stride: 1000 },
+            Outgoing { to, tos: 0, lane: 0, bytes: b"single", stride: 6 },
         ];
         assert_eq!(sender.send(messages.into_iter()).unwrap(), 2);
         let seen = receive_all(receiver, 5);
@@ -249,13 +327,14 @@ mod tests {
                 for off in
                     [Features::NONE, Features::NONE.with(Feature::Mmsg), Features::NONE.with(Feature::UdpGro)]
                 {
-                    let (mut sender, found) = KernelUdp::open(local.parse().unwrap(), off).unwrap();
-                    let (mut receiver, _) = KernelUdp::open(local.parse().unwrap(), off).unwrap();
+                    let (mut sender, found) =
+                        KernelUdp::open_one(local.parse().unwrap(), off, false).unwrap();
+                    let (mut receiver, _) = KernelUdp::open_one(local.parse().unwrap(), off, false).unwrap();
                     assert!([64, 128].contains(&found.max_segments), "asked over loopback");
                     assert!(found.findings[0].why.ends_with("datagrams a send"), "{:?}", found.findings);
                     let (from, to) = (sender.local().unwrap(), receiver.local().unwrap());
                     if off.contains(Feature::Mmsg) {
-                        let message = Outgoing { to, tos: 0, bytes: b"", stride: 0 };
+                        let message = Outgoing { to, tos: 0, lane: 0, bytes: b"", stride: 0 };
                         assert_eq!(sender.send([message; 3].into_iter()).unwrap(), 1, "one message a call");
                         receive_all(&mut receiver, 1);
                         continue;
@@ -274,7 +353,7 @@ mod tests {
         let wire = MemoryWire::new(WireFaults::NONE);
         let (mut sender, receiver) = (wire.port(a), wire.port(b));
         sender.refuse_at(1, libc::EPERM);
-        let message = |bytes| Outgoing { to: b, tos: 0, bytes, stride: 1 };
+        let message = |bytes| Outgoing { to: b, tos: 0, lane: 0, bytes, stride: 1 };
         let all = [message(b"a"), message(b"b"), message(b"c")];
         assert_eq!(sender.send(all.into_iter()).unwrap(), 1);
         assert_eq!(sender.send(all[1..].iter().copied()).unwrap_err().raw_os_error(), Some(libc::EPERM));

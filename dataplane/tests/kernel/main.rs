@@ -15,6 +15,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 mod pair;
+mod workers;
 
 use pair::{Node, Shape, config, netlink, pair, possible};
 

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use dataplane::core::{
     Encap, Family, IpNet, LinkMtu, Local, MacAddr, OverlayMtu, Peer, PeerTable, SourceCheck, Vni,
 };
-use dataplane::{Engine, EngineConfig, EngineHandle, Features};
+use dataplane::{Engine, EngineConfig, EngineHandle, Features, Tuning};
 use hostnet::kernel::{Kernel, LinkSettings, Vxlan};
 use hostnet::netns::NetNs;
 use hostnet::state::{FdbEntry, Neighbour, Route};
@@ -34,11 +34,18 @@ pub(crate) struct Shape {
     pub(crate) off: Features,
     /// Node 2 is a kernel VXLAN device; `Some(true)` if it sends UDP checksums over IPv4.
     pub(crate) kernel: Option<bool>,
+    pub(crate) tuning: Tuning,
 }
 
 impl Shape {
     pub(crate) fn raw() -> Self {
-        Self { encap: Encap::Raw, underlay: Family::V4, off: Features::NONE, kernel: None }
+        Self {
+            encap: Encap::Raw,
+            underlay: Family::V4,
+            off: Features::NONE,
+            kernel: None,
+            tuning: Tuning::default(),
+        }
     }
 
     pub(crate) fn vxlan() -> Self {
@@ -70,6 +77,7 @@ pub(crate) fn config(device: &str, shape: &Shape, bind: SocketAddr) -> EngineCon
         bind,
         off: shape.off,
         source_check: SourceCheck::Strict,
+        tuning: shape.tuning.clone(),
     }
 }
 

@@ -36,6 +36,7 @@ impl Node {
             },
             max_bytes: TxLimits::MAX_BYTES_V4,
             offload: Offload::with(features, 64),
+            lanes: 1,
         };
         let shared = Shared::new(cluster(n));
         let (said, events) = Events::channel();

@@ -15,6 +15,8 @@ pub struct Outgoing<'a> {
     pub to: SocketAddr,
     /// Outer TOS or traffic class byte; 0 leaves the socket's default.
     pub tos: u8,
+    /// Which of the port's source ports they leave from.
+    pub lane: u8,
     /// The datagrams' payloads, back to back.
     pub bytes: &'a [u8],
     /// Bytes of each datagram but the last; `bytes.len()` or more when there is only one.
