@@ -61,7 +61,7 @@ const SOURCES: &[(&str, &[&str], &str)] = &[
     ("control/src/lease", &["tokio", "std::fs", "async fn"], "leases are values"),
     (
         "control/src/network.rs",
-        &["tokio", "async fn", "hostnet"],
+        &["tokio", "async fn", "hostnet::kernel"],
         "net-conf.json is a text, wherever it came from",
     ),
     ("control/src/store", &["crate::backend", "crate::plan"], "stores know nothing of what leases are for"),
