@@ -62,6 +62,12 @@ impl Encap {
         matches!(self, Self::Raw)
     }
 
+    /// Whether a packet with this TTL or hop limit ends here: no packet travels with 0, and a hop takes one away.
+    #[must_use]
+    pub const fn uses_up(&self, ttl: u8) -> bool {
+        ttl == 0 || (self.is_hop() && ttl == 1)
+    }
+
     /// The header that goes before every packet of one superpacket.
     #[must_use]
     pub fn header(&self, from: MacAddr, to: MacAddr, inner: Family) -> Header {

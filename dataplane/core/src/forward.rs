@@ -110,12 +110,6 @@ impl Forwarder {
         Self { config, limiter: Limiter::default() }
     }
 
-    /// Its configuration.
-    #[must_use]
-    pub fn config(&self) -> &ForwarderConfig {
-        &self.config
-    }
-
     /// Takes one TUN read, virtio-net header first. `out` must have room ([`TxBatch::has_room`]).
     ///
     /// The packet may be edited in place (TTL, checksum). ICMP replies go to `replies`, for the device.
@@ -193,7 +187,7 @@ impl Forwarder {
                 return Err(Refusal { reason: DropReason::NoRoute, complaint: Some(Complaint::Unreachable) });
             }
         };
-        if ip.ttl == 0 || (self.config.encap.is_hop() && ip.ttl == 1) {
+        if self.config.encap.uses_up(ip.ttl) {
             return Err(Refusal {
                 reason: DropReason::TtlExceeded,
                 complaint: Some(Complaint::TimeExceeded),
@@ -367,7 +361,7 @@ impl Inbound<'_> {
             return Err(bare(DropReason::BadChecksum));
         }
         self.check_addresses(&ip).map_err(bare)?;
-        if ip.ttl == 0 || (self.config.encap.is_hop() && ip.ttl == 1) {
+        if self.config.encap.uses_up(ip.ttl) {
             return Err((DropReason::TtlExceeded, Some((Complaint::TimeExceeded, ip))));
         }
         let unfinished = ip.fragment == Fragment::Whole && l4_is_unfinished(packet, &ip);
