@@ -66,13 +66,22 @@ impl Ours {
     ///
     /// When a step fails; a daemon's log is quoted.
     pub fn start(plan: &Plan, dir: &Path, net_conf: &str) -> anyhow::Result<Self> {
+        Self::start_with(plan, dir, net_conf, &[])
+    }
+
+    /// The same with these flags for every daemon.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ours::start`].
+    pub fn start_with(plan: &Plan, dir: &Path, net_conf: &str, flags: &[&str]) -> anyhow::Result<Self> {
         let mut cluster = Cluster::build(plan)?;
         fs::create_dir_all(dir.join("store"))?;
         fs::write(dir.join("store/config"), net_conf)?;
         let daemons = cluster
             .nodes()
             .iter()
-            .map(|node| Daemon::spawn(node, dir, &[]))
+            .map(|node| Daemon::spawn(node, dir, flags))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let envs = daemons.iter().map(Daemon::ready).collect::<anyhow::Result<Vec<_>>>()?;
         for (node, env) in cluster.nodes_mut().iter_mut().zip(&envs) {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use hostnet::subnet_env::SubnetEnv;
 use lab::{Node, PodNetwork, Process};
+use nix::unistd::Pid;
 
 use crate::binary;
 
@@ -116,6 +117,12 @@ impl Daemon {
     #[must_use]
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.process.id().cast_signed())
     }
 
     /// Waits for a line of the log that contains `part`.
