@@ -22,21 +22,33 @@ pub(crate) struct Node {
     pub(crate) udp: MemoryUdp,
     pub(crate) shared: Arc<Shared>,
     pub(crate) events: Receiver<EngineEvent>,
-    now_ns: u64,
+    pub(crate) now_ns: u64,
 }
 
 impl Node {
     pub(crate) fn new(n: u8, wire: &MemoryWire, features: Features) -> Self {
+        Self::with(n, wire, Offload::with(features, 64), Encap::Raw)
+    }
+
+    pub(crate) fn with(n: u8, wire: &MemoryWire, offload: Offload, encap: Encap) -> Self {
+        Self::build(n, wire, offload, encap, 1)
+    }
+
+    pub(crate) fn with_lanes(n: u8, wire: &MemoryWire, offload: Offload, lanes: u8) -> Self {
+        Self::build(n, wire, offload, Encap::Raw, lanes)
+    }
+
+    fn build(n: u8, wire: &MemoryWire, offload: Offload, encap: Encap, lanes: u8) -> Self {
         let (tun, udp) = (MemoryTun::new(), wire.port(endpoint(n)));
         let config = WorkerConfig {
             forwarder: ForwarderConfig {
-                encap: Encap::Raw,
+                encap,
                 mtu: OverlayMtu::new(1450).unwrap(),
                 source_check: SourceCheck::Strict,
             },
             max_bytes: TxLimits::MAX_BYTES_V4,
-            offload: Offload::with(features, 64),
-            lanes: 1,
+            offload,
+            lanes,
         };
         let shared = Shared::new(cluster(n));
         let (said, events) = Events::channel();

@@ -48,6 +48,12 @@ impl MemoryTun {
         lock(&self.0).written.pop_front()
     }
 
+    /// Packets that were written and not taken.
+    #[must_use]
+    pub fn written(&self) -> usize {
+        lock(&self.0).written.len()
+    }
+
     /// Refuses the `position`th write from here on, counting from 0, with `errno`.
     pub fn refuse_at(&self, position: u64, errno: i32) {
         let mut queue = lock(&self.0);
