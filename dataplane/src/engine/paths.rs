@@ -93,7 +93,10 @@ impl Paths {
         let from_stride = if too_long { stride } else { 0 };
         let mut note = Note { to, from_stride, errno, until_ns: now_ns + RETRY_NS, said: true };
         if let Some(old) = self.find(to).and_then(|at| self.places[at].as_mut()) {
-            note.from_stride = note.from_stride.min(old.from_stride);
+            // What is out of date says nothing about the lengths in between.
+            if now_ns < old.until_ns {
+                note.from_stride = note.from_stride.min(old.from_stride);
+            }
             note.said = old.said;
             *old = note;
             return Refused::Quietly;
@@ -169,6 +172,10 @@ fn set_of(to: SocketAddr) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     const FULL: usize = 1450;
@@ -204,7 +211,9 @@ mod tests {
         assert_eq!(paths.refuse(peer(1), 1400, libc::EMSGSIZE, 0), Refused::Quietly);
         assert!(!paths.take_train(peer(1), 1400, 0));
         assert!(paths.take_train(peer(1), 1399, 0));
-        assert_eq!(paths.pass(peer(1), 1400), Some(libc::EMSGSIZE));
+        assert_eq!(paths.refuse(peer(1), 1450, libc::EMSGSIZE, RETRY_NS), Refused::Quietly);
+        assert!(paths.take_train(peer(1), 1449, RETRY_NS), "the path may have become wider");
+        assert_eq!(paths.pass(peer(1), 1450), Some(libc::EMSGSIZE));
     }
 
     #[test]
@@ -251,5 +260,44 @@ mod tests {
         assert_eq!(paths.held, 1);
         assert!(!paths.look_again(3 * RETRY_NS));
         assert!(paths.is_quiet());
+    }
+
+    proptest! {
+        /// Against a memory without bounds: what is not known there is never held back here, what was refused last is,
+        /// and no more is ever held than there is room for.
+        #[test]
+        fn a_train_is_held_back_only_where_one_was_refused(
+            steps in proptest::collection::vec(
+                (0u16..300, prop_oneof![Just(0usize), Just(1), Just(2)], 1usize..1500, 0u64..RETRY_NS),
+                1..400,
+            ),
+        ) {
+            let (mut paths, mut now_ns) = (Paths::default(), 0);
+            let mut refused: HashMap<u16, (usize, u64)> = HashMap::new();
+            for (n, step, stride, later) in steps {
+                now_ns += later / 64;
+                match step {
+                    0 => {
+                        paths.refuse(peer(n), stride, libc::EMSGSIZE, now_ns);
+                        let old = refused.get(&n).filter(|(_, until)| now_ns < *until);
+                        let from = old.map_or(stride, |(from, _)| stride.min(*from));
+                        refused.insert(n, (from, now_ns + RETRY_NS));
+                        prop_assert!(!paths.take_train(peer(n), stride, now_ns));
+                    }
+                    1 => {
+                        paths.pass(peer(n), stride);
+                        if refused.get(&n).is_some_and(|(from, _)| stride >= *from) {
+                            refused.remove(&n);
+                        }
+                        prop_assert!(paths.take_train(peer(n), stride, now_ns) || refused.contains_key(&n));
+                    }
+                    _ => prop_assert!(!paths.look_again(now_ns)),
+                }
+                let known = refused.get(&n).is_some_and(|(from, until)| stride >= *from && now_ns < *until);
+                prop_assert!(known || paths.take_train(peer(n), stride, now_ns));
+                prop_assert_eq!(paths.held, paths.places.iter().flatten().count());
+                prop_assert!(paths.held <= SETS * WAYS);
+            }
+        }
     }
 }

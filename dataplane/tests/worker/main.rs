@@ -31,6 +31,9 @@ const REFUSALS: [i32; 9] = [
 /// Refusals of a train that say nothing about its datagrams.
 const ABOUT_TRAINS: [i32; 3] = [libc::EMSGSIZE, libc::EINVAL, libc::EIO];
 
+/// The virtio `gso_type` of every kind of superpacket: TCP over IPv4 and IPv6, UDP.
+const SUPERPACKETS: [u8; 3] = [1, 4, 5];
+
 /// Trains and single packets, alternating: packets 0..36, of which node 2 owns all.
 fn mixed_reads() -> Vec<Vec<u8>> {
     vec![
@@ -148,31 +151,13 @@ fn without_features_each_datagram_is_a_message_of_its_own() {
     assert_eq!(arrived(&sink), Vec::from_iter(0..36));
 }
 
-#[test]
-fn a_device_that_refuses_superpackets_gets_single_ones() {
-    let wire = MemoryWire::new(WireFaults::NONE);
-    let (mut near, mut far) = (Node::new(1, &wire, Features::ALL), Node::new(2, &wire, Features::ALL));
-    far.tun.refuse_superpackets(Some(libc::EINVAL));
-    for round in 0..5 {
-        near.tun.push(read_of(round * 10, 10, 500, 0, 2));
-        near.run();
-        far.run();
-        let demotion = Demotion { feature: Feature::TunUso, errno: libc::EINVAL };
-        let expected = if round == 2 { vec![EngineEvent::Demoted(demotion)] } else { vec![] };
-        assert_eq!(far.said(), expected, "three refusals in a row, said once");
-    }
-    assert_eq!(far.delivered(), Vec::from_iter(0..50));
-    assert_eq!(far.counters().rx.passed, 50);
-    assert!(far.worker.offload().has(Feature::TunTso), "the other transport keeps its superpackets");
-}
-
 /// A TCP superpacket that a kernel peer left whole has no single packets to fall back on: it is cut here, for a device
 /// that takes it whole would pass it on over every MTU.
 #[test]
 fn a_superpacket_left_whole_is_cut_when_the_device_refuses_it() {
     let wire = MemoryWire::new(WireFaults::NONE);
     let (mut near, mut far) = (Node::new(1, &wire, Features::ALL), Node::new(2, &wire, Features::ALL));
-    far.tun.refuse_superpackets(Some(libc::EINVAL));
+    far.tun.refuse_superpackets(&SUPERPACKETS, libc::EINVAL);
     let payload: Vec<u8> = (0..20_000u32).map(|at| (at / 3) as u8).collect();
     let mut whole = Builder::new(Family::V4, Transport::tcp(9)).payload(&payload);
     whole.dont_fragment = false;

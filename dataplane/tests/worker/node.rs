@@ -122,7 +122,7 @@ pub(crate) fn number_of(packet: &[u8]) -> u32 {
 }
 
 /// The numbers in a write to the TUN, cut as the kernel would cut it.
-fn numbers_of_write(write: &Bytes) -> Vec<u32> {
+pub(crate) fn numbers_of_write(write: &Bytes) -> Vec<u32> {
     let gso_size = usize::from(u16::from_le_bytes([write[4], write[5]]));
     let packet = &write[VNET_HEADER_LEN..];
     if write[1] == 0 {

@@ -1,13 +1,14 @@
 //! What a worker does when the kernel refuses to send: per destination, with another try, and an answer to the sender.
 
-use dataplane::core::testing::{Builder, Transport, endpoint};
+use bytes::Bytes;
+use dataplane::core::testing::{Builder, Transport, endpoint, tun_read};
 use dataplane::core::{DropReason, Encap, Family, Vni};
 use dataplane::io::memory::{MemoryUdp, MemoryWire, WireFaults};
 use dataplane::{Demotion, EngineEvent, Feature, Features, Offload};
 use etherparse::{Icmpv4Type, SlicedPacket, TransportSlice, icmpv4::DestUnreachableHeader};
 
 use super::arrived;
-use super::node::{HEADERS, Node, read_of};
+use super::node::{HEADERS, Node, numbers_of_write, read_of};
 
 /// After which a refused train is tried again.
 const RETRY_NS: u64 = 600_000_000_000;
@@ -198,6 +199,69 @@ fn an_answer_of_ours_that_cannot_be_sent_is_not_answered() {
     assert_eq!(counters.tx.dropped(DropReason::SendRefused), 1);
     assert_eq!(counters.icmp_replies, 1, "the one that was lost");
     assert!(far.tun.take().is_none());
+}
+
+/// Payload bytes of the TCP superpackets below, and of each of their segments.
+const STREAM: (usize, u16) = (14_500, 1400);
+
+/// Whether the TUN writes that wait carry TCP: how many of them, and their payloads put together.
+fn stream_written(writes: &[Bytes]) -> (usize, Vec<u8>) {
+    let tcp: Vec<_> = writes.iter().filter(|write| write[10 + 9] == 6).collect();
+    let carried = tcp.iter().flat_map(|write| write[10 + 20 + 32..].to_vec()).collect();
+    (tcp.len(), carried)
+}
+
+/// Kernels 6.1.x and 6.6.44 refuse good superpackets of one transport.
+#[test]
+fn a_device_that_refuses_superpackets_of_one_transport_gets_single_packets_of_that() {
+    let cases = [
+        (&[1, 4][..], Some(Feature::TunTso), Features::ALL.without(Feature::TunTso)),
+        (&[5], Some(Feature::TunUso), Features::ALL.without(Feature::TunUso)),
+        (&[], None, Features::ALL),
+    ];
+    for (gso_types, lost, left) in cases {
+        let wire = MemoryWire::new(WireFaults::NONE);
+        let (mut near, mut far) = (Node::new(1, &wire, Features::ALL), Node::new(2, &wire, Features::ALL));
+        far.tun.refuse_superpackets(gso_types, libc::EINVAL);
+        for round in 0..5u32 {
+            let stream: Vec<u8> = (0..STREAM.0 as u32).map(|at| (at * 7 + round) as u8).collect();
+            let sequence = round * STREAM.0 as u32;
+            let (vnet, superpacket) = Builder::new(Family::V4, Transport::tcp(sequence))
+                .to("10.244.2.2")
+                .payload(&stream)
+                .superpacket(STREAM.1);
+            near.tun.push(tun_read(vnet, &superpacket));
+            near.tun.push(read_of(round * 10, 10, 500, 0, 2));
+            near.run();
+            far.run();
+            let writes: Vec<Bytes> = std::iter::from_fn(|| far.tun.take()).collect();
+            let (count, carried) = stream_written(&writes);
+            assert!(carried == stream, "round {round}: every byte, in order");
+            assert_eq!(count, if lost == Some(Feature::TunTso) { 11 } else { 1 });
+            let datagrams: Vec<u32> =
+                writes.iter().filter(|write| write[10 + 9] == 17).flat_map(numbers_of_write).collect();
+            assert_eq!(datagrams, Vec::from_iter(round * 10..(round + 1) * 10));
+            assert_eq!(writes.len() - count, if lost == Some(Feature::TunUso) { 10 } else { 1 });
+            let demoted = lost.map(|feature| EngineEvent::Demoted(Demotion { feature, errno: libc::EINVAL }));
+            let expected = demoted.filter(|_| round == 2);
+            assert_eq!(far.said(), Vec::from_iter(expected), "three refusals in a row, said once");
+        }
+        assert_eq!(far.counters().rx.passed, 5 * 21);
+        assert_eq!(far.worker.offload().features(), left);
+    }
+}
+
+#[test]
+fn a_kernel_that_takes_64_datagrams_a_send_is_given_no_more() {
+    let wire = MemoryWire::new(WireFaults { max_segments: 64, ..WireFaults::NONE });
+    let sink = wire.port(endpoint(2));
+    for (most, offered) in [(64, 2), (128, 1 + 128)] {
+        let mut node = Node::with(1, &wire, Offload::with(Features::ALL, most), Encap::Raw);
+        node.tun.push(read_of(0, 128, 400, 0, 2));
+        node.run();
+        assert_eq!(arrived(&sink), Vec::from_iter(0..128), "and a wrong belief loses nothing");
+        assert_eq!(node.udp.offered(), offered);
+    }
 }
 
 /// A GSO message crosses a veth whole: 128 datagrams in one receive.
