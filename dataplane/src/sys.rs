@@ -1,4 +1,4 @@
-//! The only unsafe code of the workspace: system calls that `tun-rs`, `nix`, `socket2` and `mio` do not wrap safely.
+//! The only unsafe code of the workspace: system calls that `tun-rs`, `nix` and `socket2` do not wrap safely.
 //!
 //! Each unsafe block makes one call and says why it is sound. Three things live here:
 //!

@@ -120,6 +120,7 @@ fn worker(n: u8, encap: Encap, features: Features, udp: Replay) -> (Worker<Sourc
         max_bytes: TxLimits::MAX_BYTES_V4,
         offload: Offload::with(features, 64),
         lanes: 1,
+        side: Ready::BOTH,
     };
     let shared = Shared::new(cluster(n));
     let (events, _received) = Events::channel();
@@ -130,7 +131,7 @@ fn worker(n: u8, encap: Encap, features: Features, udp: Replay) -> (Worker<Sourc
 fn turn(worker: &mut Worker<Source, Replay>, second: u64) {
     worker.tun_mut().left = 40;
     worker.udp_mut().left = if worker.udp_mut().held.is_empty() { 0 } else { 40 };
-    *worker.ready_mut() = Ready { tun: true, udp: true };
+    worker.set_ready(Ready::BOTH);
     while worker.turn(second * 1_000_000_000) == Turn::Busy {}
 }
 

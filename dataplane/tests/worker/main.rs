@@ -266,7 +266,7 @@ fn a_flood_on_one_side_does_not_shut_out_the_other() {
         let wire = MemoryWire::new(WireFaults { coalesce: false, ..WireFaults::NONE });
         let (mut near, mut far) = (Node::new(1, &wire, Features::ALL), Node::new(2, &wire, Features::ALL));
         far.run();
-        *far.worker.ready_mut() = Ready { tun: flooded_tun, udp: !flooded_tun };
+        far.worker.set_ready(Ready { tun: flooded_tun, udp: !flooded_tun });
         for turn in 0..20 {
             for _ in 0..100 {
                 let flood = if flooded_tun { &far.tun } else { &near.tun };

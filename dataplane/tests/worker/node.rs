@@ -37,6 +37,7 @@ impl Node {
             max_bytes: TxLimits::MAX_BYTES_V4,
             offload: Offload::with(features, 64),
             lanes: 1,
+            side: Ready::BOTH,
         };
         let shared = Shared::new(cluster(n));
         let (said, events) = Events::channel();
@@ -46,7 +47,7 @@ impl Node {
 
     /// Takes turns until there is nothing left to do.
     pub(crate) fn run(&mut self) -> Turn {
-        *self.worker.ready_mut() = Ready { tun: true, udp: true };
+        self.worker.set_ready(Ready::BOTH);
         for _ in 0..100_000 {
             self.now_ns += 1000;
             match self.worker.turn(self.now_ns) {
