@@ -7,28 +7,46 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use dataplane_core::checksum::{Sum, plain};
+use dataplane::Features;
+use dataplane_core::checksum::{Adder, plain};
 use dataplane_core::split::Segmenter;
-use dataplane_core::testing::{Builder, Transport, cluster, endpoint, forwarder, tun_read, vxlan};
+use dataplane_core::testing::{Builder, Transport, cluster, endpoint, tun_read, vxlan};
 use dataplane_core::wire::Ip;
 use dataplane_core::wire::Length;
 use dataplane_core::{
-    Counters, Encap, Family, Local, MacAddr, MergeConfig, Merger, Peer, PeerTable, Received, ReplyQueue,
-    SourceCheck, TxBatch, TxLimits,
+    Counters, Encap, Family, Forwarder, ForwarderConfig, Local, MacAddr, MergeConfig, Merger, OverlayMtu,
+    Peer, PeerTable, Received, ReplyQueue, SourceCheck, TxBatch, TxLimits,
 };
 
 const LIMITS: TxLimits = TxLimits { max_segments: 64, max_bytes: TxLimits::MAX_BYTES_V4 };
 /// TCP payload of a full packet at an overlay MTU of 1450 with timestamps.
 const MSS: usize = 1398;
 
+/// The way of summing that a worker would use here.
+fn adder() -> Adder {
+    dataplane::adder(Features::NONE).0
+}
+
+/// One end of a tunnel.
+fn end(encap: Encap) -> Forwarder {
+    Forwarder::new(ForwarderConfig {
+        encap,
+        mtu: OverlayMtu::new(1450).expect("a usual MTU"),
+        source_check: SourceCheck::Loose,
+        adder: adder(),
+    })
+}
+
 fn checksum(c: &mut Criterion) {
     let mut group = c.benchmark_group("checksum");
-    for len in [40, 1400, 65_536] {
+    for len in [20, 40, 64, 1398, 65_535] {
         let data: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
         group.throughput(Throughput::Bytes(len as u64));
-        group.bench_with_input(BenchmarkId::new("fast", len), &data, |b, data| {
-            b.iter(|| Sum::ZERO.bytes(black_box(data)).checksum());
-        });
+        for adder in [Adder::SCALAR, adder()] {
+            group.bench_with_input(BenchmarkId::new(adder.name(), len), &data, |b, data| {
+                b.iter(|| adder.sum(black_box(data)).checksum());
+            });
+        }
         group.bench_with_input(BenchmarkId::new("plain", len), &data, |b, data| {
             b.iter(|| plain(black_box(data)));
         });
@@ -58,7 +76,7 @@ fn split(c: &mut Criterion) {
         group.bench_function(format!("{name} of 44 segments"), |b| {
             b.iter(|| {
                 let ip = Ip::parse(&packet, Length::Buffer).expect("a packet");
-                let cut = Segmenter::new(&packet, &ip, &vnet).expect("a superpacket");
+                let cut = Segmenter::new(&packet, &ip, &vnet).expect("a superpacket").summed_by(adder());
                 for i in 0..cut.count() {
                     cut.write(i, black_box(&mut out));
                 }
@@ -81,7 +99,7 @@ fn merge(c: &mut Criterion) {
             .collect();
         let parsed: Vec<Ip> =
             packets.iter().map(|p| Ip::parse(p, Length::Claimed).expect("a packet")).collect();
-        let mut merger = Merger::new(MergeConfig::ALL);
+        let mut merger = Merger::new(MergeConfig::ALL).with_adder(adder());
         group.throughput(Throughput::Bytes(packets.iter().map(|p| p.len() as u64).sum()));
         group.bench_function(format!("64 packets of {flows} flows"), |b| {
             b.iter(|| {
@@ -138,10 +156,9 @@ fn forward(c: &mut Criterion) {
             Builder::new(Family::V4, Transport::tcp(1)).payload(&vec![1; 44 * MSS]).superpacket(MSS as u16);
         let read = tun_read(vnet, &packet);
         let (near, far) = (cluster(1), cluster(2));
-        let (mut sender, mut receiver) =
-            (forwarder(encap, SourceCheck::Loose), forwarder(encap, SourceCheck::Loose));
+        let (mut sender, mut receiver) = (end(encap), end(encap));
         let (mut batch, mut back) = (TxBatch::new(LIMITS, 4), TxBatch::new(LIMITS, 1));
-        let mut merger = Merger::new(MergeConfig::ALL);
+        let mut merger = Merger::new(MergeConfig::ALL).with_adder(adder());
         let mut replies = ReplyQueue::default();
         let mut counters = Counters::default();
         let mut scratch = read.clone();

@@ -37,4 +37,4 @@ pub use engine::{Engine, EngineConfig, EngineHandle, SourcePorts, Spin, Tuning};
 pub use error::{EngineError, OpenError};
 pub use event::{EngineEvent, Events};
 pub use offload::{Demotion, Offload};
-pub use probe::{Capabilities, Feature, Features, Finding, UnknownFeature};
+pub use probe::{Capabilities, Feature, Features, Finding, UnknownFeature, adder};
