@@ -1,9 +1,11 @@
 //! What `overlay`, the side-by-side race, shows of its result: tables and plots.
 //!
-//! The criterion benches of the core are in `benches/core.rs`.
+//! The benches of the core are in `benches/core.rs` (time) and `benches/instructions.rs` (counts); what both measure is
+//! in [`packets`].
 #![forbid(unsafe_code)]
 
 pub mod markdown;
+pub mod packets;
 pub mod plot;
 pub mod table;
 

@@ -7,13 +7,14 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::Receiver;
+use dataplane_core::checksum::Adder;
 use dataplane_core::{Counters, Encap, ForwarderConfig, OverlayMtu, PeerTable, SourceCheck, TxLimits};
 
 use crate::error::{EngineError, OpenError};
 use crate::event::{EngineEvent, Events};
 use crate::io::{KernelTun, KernelUdp};
 use crate::offload::Offload;
-use crate::probe::{Capabilities, Features};
+use crate::probe::{self, Capabilities, Features};
 
 mod board;
 mod deliver;
@@ -59,6 +60,7 @@ pub struct Engine {
     ends: Vec<(KernelTun, KernelUdp)>,
     lanes: u8,
     capabilities: Capabilities,
+    adder: Adder,
 }
 
 impl Engine {
@@ -74,8 +76,9 @@ impl Engine {
         let (group, udp_found) = KernelUdp::open_group(config.bind, config.off, workers, lanes)?;
         let [vnet, tso, uso] = tun_found.0;
         let [gso, gro, mmsg] = udp_found.findings;
-        let capabilities =
-            Capabilities::new([vnet, tso, uso, gso, gro, mmsg], udp_found.max_segments, udp_found.buffers);
+        let (adder, simd) = probe::adder(config.off);
+        let findings = [vnet, tso, uso, gso, gro, mmsg, simd];
+        let capabilities = Capabilities::new(findings, udp_found.max_segments, udp_found.buffers);
         let device = tun.name().map_err(|source| OpenError::Tun { device: config.device.clone(), source })?;
         let mut local = config.bind;
         let mut queues = vec![tun];
@@ -87,7 +90,7 @@ impl Engine {
             local = udp.local().map_err(|source| OpenError::Udp { addr: config.bind, source })?;
         }
         let ends = queues.into_iter().zip(group).collect();
-        Ok(Self { config: config.clone(), device, local, ends, lanes, capabilities })
+        Ok(Self { config: config.clone(), device, local, ends, lanes, capabilities, adder })
     }
 
     /// The name of the TUN device.
@@ -119,7 +122,7 @@ impl Engine {
     /// # Errors
     /// [`OpenError::Worker`] when there is no thread or descriptor left.
     pub fn start(self, table: PeerTable) -> Result<EngineHandle, OpenError> {
-        let Self { config, device, ends, lanes, capabilities, .. } = self;
+        let Self { config, device, ends, lanes, capabilities, adder, .. } = self;
         let failed = |source| OpenError::Worker { source };
         let offload = Offload::new(&capabilities);
         let max_bytes = if config.bind.is_ipv4() { TxLimits::MAX_BYTES_V4 } else { TxLimits::MAX_BYTES_V6 };
@@ -128,6 +131,7 @@ impl Engine {
                 encap: config.encap,
                 mtu: config.mtu,
                 source_check: config.source_check,
+                adder,
             },
             max_bytes,
             offload,

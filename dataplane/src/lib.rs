@@ -37,4 +37,4 @@ pub use engine::{Duplex, Engine, EngineConfig, EngineHandle, SourcePorts, Spin, 
 pub use error::{EngineError, OpenError};
 pub use event::{EngineEvent, Events};
 pub use offload::{Demotion, Offload};
-pub use probe::{Capabilities, Feature, Features, Finding, UnknownFeature};
+pub use probe::{Capabilities, Feature, Features, Finding, UnknownFeature, adder};

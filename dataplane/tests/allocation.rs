@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::buffers::ReceiveBuffers;
+use dataplane::core::checksum::Adder;
 use dataplane::core::testing::{Builder, Transport, cluster, endpoint, tun_read, vxlan};
 use dataplane::core::{Encap, Family, ForwarderConfig, OverlayMtu, SourceCheck, TxLimits};
 use dataplane::engine::{Ready, Shared, Turn, Worker, WorkerConfig};
@@ -116,6 +117,7 @@ fn worker(n: u8, encap: Encap, features: Features, udp: Replay) -> (Worker<Sourc
             encap,
             mtu: OverlayMtu::new(1450).unwrap(),
             source_check: SourceCheck::Strict,
+            adder: Adder::SCALAR,
         },
         max_bytes: TxLimits::MAX_BYTES_V4,
         offload: Offload::with(features, 64),

@@ -15,7 +15,7 @@ use lab::race::{Race, Report, Scenario, Step, Way};
 use lab::{LinkModel, Place, run_inside};
 
 /// The single features that an ablation switches off, as `flanneld --engine-off` names them.
-const FEATURES: [&str; 6] = ["tun-vnet-hdr", "tun-tso", "tun-uso", "udp-gso", "udp-gro", "mmsg"];
+const FEATURES: [&str; 7] = ["tun-vnet-hdr", "tun-tso", "tun-uso", "udp-gso", "udp-gro", "mmsg", "simd"];
 
 /// Races the engine against kernel VXLAN, plain routes and the engine without offloads, side by side in one run.
 #[derive(Parser)]

@@ -133,7 +133,7 @@ impl State {
         Self {
             forwarder: Forwarder::new(config.forwarder),
             batch: TxBatch::new(limits(config, offload), BATCH_READS).with_lanes(config.lanes),
-            merger: Merger::new(merging(offload)),
+            merger: Merger::new(merging(offload)).with_adder(config.forwarder.adder),
             replies: ReplyQueue::default(),
             read: vec![0; TUN_READ_LEN].into(),
             buffers: ReceiveBuffers::new(slots),

@@ -28,11 +28,14 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(n: u8, wire: &MemoryWire, features: Features) -> Self {
         let (tun, udp) = (MemoryTun::new(), wire.port(endpoint(n)));
+        let unused = Features::ALL.iter().filter(|feature| !features.contains(*feature)).collect();
         let config = WorkerConfig {
             forwarder: ForwarderConfig {
                 encap: Encap::Raw,
                 mtu: OverlayMtu::new(1450).unwrap(),
                 source_check: SourceCheck::Strict,
+                // Without `simd` the scalar way.
+                adder: dataplane::adder(unused).0,
             },
             max_bytes: TxLimits::MAX_BYTES_V4,
             offload: Offload::with(features, 64),
