@@ -157,7 +157,8 @@ fn plan(arguments: &RaceArguments) -> anyhow::Result<Race> {
         repeats: arguments.repeats,
         flanneld: flanneld.canonicalize().context("find flanneld")?,
         dir: lab::scratch()?,
-        skip_broken: false,
+        skip_broken: true,
+        standing: arguments.standing,
     })
 }
 
