@@ -174,7 +174,10 @@ mod tests {
         let (network, _) = CROWD_NETWORK;
         let last = of_crowd(MOST - 1).unwrap();
         let first = of_crowd(0).unwrap();
-        assert_eq!((first.subnet.to_string(), first.public.to_string()), ("10.128.0.0/26".into(), "198.18.0.1".into()));
+        assert_eq!(
+            (first.subnet.to_string(), first.public.to_string()),
+            ("10.128.0.0/26".into(), "198.18.0.1".into())
+        );
         for end in [first, last] {
             assert!(IpNet::from(network).contains(&end.subnet), "{end:?}");
             assert!(IpNet::from(CROWD_UNDERLAY).contains(&end.public), "{end:?}");

@@ -228,14 +228,26 @@ impl Race {
                 skipped.push(Skipped { way: way.name(), model, reason });
             }
         };
-        let engine = |track: &&Track| track.ground() == Ground::Crowd && track.way.role() == way::Role::Engine;
-        for track in tracks.iter().filter(engine) {
-            let (way, doing) = (&track.way, Doing::StandingStill(CROWD));
-            progress(&Step { done: 0, planned: 0, round: 0, doing, way, model });
-            keep(way, watch(track, CROWD, "after it carried the race's traffic"));
+        let engines = || self.ways.iter().filter(|way| way.role() == way::Role::Engine);
+        for (number, way) in engines().enumerate() {
+            let doing = Doing::StandingStill(CROWD);
+            progress(&Step { done: number, planned: engines().count() + 1, round: 0, doing, way, model });
+            let raced = |track: &&Track| track.ground() == Ground::Crowd && track.way == *way;
+            keep(
+                way,
+                match tracks.iter().find(raced) {
+                    Some(track) => watch(track, CROWD, "after it carried the race's traffic"),
+                    None => {
+                        let dir = self.dir.join(format!("crowd-{number}"));
+                        Track::build_crowd(way, model, &self.flanneld, &dir, CROWD)
+                            .and_then(|track| watch(&track, CROWD, "after the start, no packet carried"))
+                    }
+                },
+            );
         }
         let (way, doing) = (&Way::engine_vxlan(), Doing::StandingStill(LARGEST_CROWD));
-        progress(&Step { done: 0, planned: 0, round: 0, doing, way, model });
+        let planned = engines().count() + 1;
+        progress(&Step { done: planned - 1, planned, round: 0, doing, way, model });
         let dir = self.dir.join("largest-crowd");
         let track = Track::build_crowd(way, model, &self.flanneld, &dir, LARGEST_CROWD);
         keep(way, track.and_then(|track| watch(&track, LARGEST_CROWD, "after the start, no packet carried")));

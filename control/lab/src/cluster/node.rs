@@ -158,8 +158,10 @@ impl Node {
     pub fn own_all_of(&self, net: Ipv4Net) -> anyhow::Result<()> {
         let first = Ipv4Addr::from(u32::from(net.network()).saturating_add(1));
         let address = Ipv4Net::new(first, net.prefix_len())?;
-        in_namespace(self.namespace(), async |kernel: Kernel| Ok(kernel.add_address("lo", address.into()).await?))
-            .with_context(|| format!("give {net} to {}", self.name))
+        in_namespace(self.namespace(), async |kernel: Kernel| {
+            Ok(kernel.add_address("lo", address.into()).await?)
+        })
+        .with_context(|| format!("give {net} to {}", self.name))
     }
 
     /// Routes `net` by a gateway on the underlay.

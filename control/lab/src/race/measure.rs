@@ -10,8 +10,8 @@ use super::scenario::Scenario;
 use super::track::Track;
 use crate::leases::Leases;
 use crate::traffic::cpu::{CpuUse, Meter};
-use crate::traffic::end::EndOnDrop;
 use crate::traffic::echo::{RttReport, udp_round_trips_for};
+use crate::traffic::end::EndOnDrop;
 use crate::traffic::scatter::{Scatter, scatter};
 use crate::traffic::tcp::{TcpReport, Transfer, transfer};
 use crate::traffic::udp::{Flood, UdpReport, flood};
@@ -89,10 +89,7 @@ fn traffic(scenario: Scenario, track: &Track, duration: Duration) -> anyhow::Res
 
 fn of_tcp(report: &TcpReport) -> Figures {
     let fairness = (report.per_stream.len() > 1).then_some(report.fairness);
-    Figures {
-        fairness,
-        ..figures(report.gigabits_per_second, report.bytes as f64 * 8.0 / 1e9, &report.cpu)
-    }
+    Figures { fairness, ..figures(report.gigabits_per_second, report.bytes as f64 * 8.0 / 1e9, &report.cpu) }
 }
 
 fn of_udp(report: &UdpReport, payload: usize) -> Figures {

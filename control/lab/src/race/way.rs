@@ -176,7 +176,9 @@ impl Way {
     /// The name in tables and files.
     pub fn name(&self) -> String {
         match &self.carrier {
-            Carrier::Engine { backend: Backend::Udp, off, settings } if off == "all" && settings.is_empty() => {
+            Carrier::Engine { backend: Backend::Udp, off, settings }
+                if off == "all" && settings.is_empty() =>
+            {
                 "floor".to_owned()
             }
             Carrier::Engine { backend, off, settings } => {
@@ -192,7 +194,9 @@ impl Way {
             Carrier::KernelVxlan { checksums: true } => "kernel vxlan".to_owned(),
             Carrier::KernelVxlan { checksums: false } => "kernel vxlan (no checksums)".to_owned(),
             Carrier::KernelToEngine { checksums: true } => "kernel vxlan to engine".to_owned(),
-            Carrier::KernelToEngine { checksums: false } => "kernel vxlan (no checksums) to engine".to_owned(),
+            Carrier::KernelToEngine { checksums: false } => {
+                "kernel vxlan (no checksums) to engine".to_owned()
+            }
             Carrier::HostRoutes => "host routes".to_owned(),
             Carrier::Program(program) => program.0.name(),
         }

@@ -81,11 +81,8 @@ pub fn scatter(plan: &Scatter<'_>) -> anyhow::Result<UdpReport> {
 fn send(socket: &UdpSocket, plan: &Scatter<'_>, started: Instant) -> anyhow::Result<u64> {
     let payload = vec![0x5a; plan.payload];
     let messages = vec![[IoSlice::new(&payload)]; BATCH];
-    let addresses: Vec<Option<SockaddrStorage>> = plan
-        .destinations
-        .iter()
-        .map(|&ip| Some(SockaddrStorage::from(SocketAddr::new(ip, PORT))))
-        .collect();
+    let addresses: Vec<Option<SockaddrStorage>> =
+        plan.destinations.iter().map(|&ip| Some(SockaddrStorage::from(SocketAddr::new(ip, PORT)))).collect();
     // Whole batches: each begins where the one before ended, and goes round.
     let turns: Vec<Option<SockaddrStorage>> =
         addresses.iter().cycle().take(addresses.len() * BATCH).copied().collect();

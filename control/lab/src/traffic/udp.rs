@@ -109,7 +109,8 @@ pub fn flood(path: Path<'_>, plan: &Flood) -> anyhow::Result<UdpReport> {
         .collect::<anyhow::Result<Vec<_>>>()?;
 
     if let Some(first) = senders.first() {
-        wake_path(|datagram| first.send(datagram), &receiver, plan.payload).with_context(|| format!("send UDP to {at}"))?;
+        wake_path(|datagram| first.send(datagram), &receiver, plan.payload)
+            .with_context(|| format!("send UDP to {at}"))?;
     }
     let sending_ended = AtomicBool::new(false);
     let received = AtomicU64::new(0);
