@@ -221,6 +221,6 @@ mod tests {
         assert_eq!(ratios(&rows, Feature::UdpGso, 0), [9.0, 4.0]);
         let text = worth(&rows).to_string();
         assert!(text.contains("6.00") && text.contains("4.00..9.00"), "{text}");
-        assert!(super::tables(&report).contains("What each is worth"));
+        assert!(tables(&report).contains("What each is worth"));
     }
 }

@@ -56,6 +56,10 @@ impl Starter for BareEngine {
         matches!(scenario, Scenario::Tcp1 | Scenario::Udp64)
     }
 
+    fn crowd(&self) -> usize {
+        self.crowd
+    }
+
     fn start(&self, cluster: &Cluster, _: &Path) -> anyhow::Result<Started> {
         let program = std::env::current_exe().context("find this program")?;
         let mut processes = Vec::new();

@@ -12,7 +12,7 @@ use benches::{ablation, bare, figures, lookup, markdown, plot, table};
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use lab::race::machine::first_line;
-use lab::race::{Doing, Race, Report, Step};
+use lab::race::{Doing, Race, Report, Skipped, Step};
 use lab::{LinkModel, Place, run_inside};
 
 /// Room for the lease files of the largest crowd, a page and an inode each; memory is taken while they are there.
@@ -160,6 +160,11 @@ fn race(arguments: &RaceArguments) -> anyhow::Result<()> {
     let failed = report.outcomes.iter().filter(|outcome| outcome.value.is_none()).count();
     if failed > 0 {
         bail!("{failed} of {} figures are missing: every run of them failed", report.outcomes.len());
+    }
+    // A kernel may lack VXLAN; the engine has no excuse.
+    let engine = |skipped: &&Skipped| skipped.way.contains("engine") && !skipped.way.contains("kernel");
+    if let Some(skipped) = report.skipped.iter().find(engine) {
+        bail!("{} was left out: {}", skipped.way, skipped.reason);
     }
     Ok(())
 }

@@ -19,6 +19,8 @@ use crate::cluster::{Cluster, Node, PodNetwork, Process};
 
 /// How often a wait looks at files and processes.
 const LOOK_UP: Duration = Duration::from_millis(20);
+/// How long the last lines of a dead daemon may take to be read.
+const LOG_END: Duration = Duration::from_secs(1);
 /// Last lines of a dead daemon's log that an error quotes.
 const QUOTED: usize = 15;
 
@@ -150,7 +152,9 @@ impl Daemons {
     /// See above: that is the point.
     pub fn check(&mut self) -> anyhow::Result<()> {
         for daemon in &mut self.running {
-            if let Some(status) = daemon.process.status()? {
+            if daemon.process.status()?.is_some() {
+                // With the rest of what it wrote, which is still on its way.
+                let status = daemon.process.wait(LOG_END)?;
                 let lines = daemon.process.lines();
                 let last = lines[lines.len().saturating_sub(QUOTED)..].join("\n  ");
                 bail!("flanneld on {} has ended ({status}). Its last lines:\n  {last}", daemon.node);

@@ -41,7 +41,7 @@ pub use report::{Outcome, Report, Run, Settings, Skipped, Summary};
 pub use scenario::{Ground, Scenario};
 pub use standing::{Aside, Quantity};
 pub use track::Track;
-pub use way::{Carrier, Way};
+pub use way::{Carrier, Program, Way};
 
 use crate::cluster::LinkModel;
 
@@ -170,7 +170,9 @@ impl Race {
             match track {
                 Ok(track) => tracks.push(track),
                 Err(error) if self.skip_broken || way.may_be_missing() => {
-                    skipped.push(Skipped { way: way.name(), model, reason: format!("{error:#}") });
+                    let what = if ground == Ground::Crowd { "with a thousand leases: " } else { "" };
+                    let reason = format!("{what}{error:#}");
+                    skipped.push(Skipped { way: way.name(), model, reason });
                 }
                 Err(error) => return Err(error).with_context(|| format!("make the pair of {way}")),
             }
@@ -245,6 +247,16 @@ impl Race {
                 },
             );
         }
+        for track in tracks {
+            if let Carrier::Program(Program(program)) = &track.way.carrier
+                && program.crowd() > 0
+                && track.model == model
+            {
+                let doing = Doing::StandingStill(program.crowd());
+                progress(&Step { done: 0, planned: 1, round: 0, doing, way: &track.way, model });
+                keep(&track.way, watch(track, program.crowd(), "after it carried the race's traffic"));
+            }
+        }
         let (way, doing) = (&Way::engine_vxlan(), Doing::StandingStill(LARGEST_CROWD));
         let planned = engines().count() + 1;
         progress(&Step { done: planned - 1, planned, round: 0, doing, way, model });
@@ -258,7 +270,12 @@ impl Race {
 }
 
 fn watch(track: &Track, leases: usize, how: &str) -> anyhow::Result<Vec<Aside>> {
-    let how = format!("one flanneld, leases as files, {how}");
+    let who = match &track.way.carrier {
+        Carrier::Program(_) => "no daemon, leases told once",
+        _ => "flanneld, leases as files",
+    };
+    let how = format!("{who}, {how}");
     let of = |pid| standing::Watched { way: track.way.name(), leases, pid, how: how.clone() };
-    standing::watch(&track.pids().into_iter().map(of).collect::<Vec<_>>())
+    // Both nodes of a pair do the same.
+    standing::watch(&track.pids().into_iter().take(1).map(of).collect::<Vec<_>>())
 }

@@ -33,7 +33,9 @@ impl Running {
             daemons.check()?;
         }
         for process in &mut self.processes {
-            if let Some(status) = process.status()? {
+            if process.status()?.is_some() {
+                // With the rest of what it wrote, which is still on its way.
+                let status = process.wait(Duration::from_secs(1))?;
                 let lines = process.lines();
                 let last = lines[lines.len().saturating_sub(15)..].join("\n  ");
                 bail!("process {} has ended ({status}). Its last lines:\n  {last}", process.id());

@@ -34,8 +34,10 @@ pub struct Aside {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Quantity {
-    /// Memory of the process that is in RAM.
+    /// Memory of the process that is in RAM: its own and what it uses of files, its program above all.
     ResidentMemory,
+    /// Its own part of that (`RssAnon`).
+    OwnMemory,
     /// Times a second that a thread of the engine is put on a CPU.
     EngineWakeUps,
     /// The same of all threads of the daemon.
@@ -51,6 +53,7 @@ impl Quantity {
     pub fn title(self) -> &'static str {
         match self {
             Self::ResidentMemory => "resident memory",
+            Self::OwnMemory => "of it not of files",
             Self::EngineWakeUps => "wake-ups of engine threads",
             Self::DaemonWakeUps => "wake-ups of all threads",
             Self::IdleCpu => "CPU time while idle",
@@ -61,7 +64,7 @@ impl Quantity {
     /// Of its value.
     pub fn unit(self) -> &'static str {
         match self {
-            Self::ResidentMemory => "MiB",
+            Self::ResidentMemory | Self::OwnMemory => "MiB",
             Self::EngineWakeUps | Self::DaemonWakeUps => "per s",
             Self::IdleCpu => "CPU s per s",
             Self::LookUp => "ns",
@@ -95,11 +98,11 @@ pub(super) fn watch(all: &[Watched]) -> anyhow::Result<Vec<Aside>> {
     let (seconds, after) = (started.elapsed().as_secs_f64(), look()?);
     let mut asides = Vec::new();
     for (watched, (before, after)) in all.iter().zip(before.iter().zip(&after)) {
-        let daemon = after.switches_since(before, "") as f64 / seconds;
         let figures = [
             (Quantity::ResidentMemory, after.resident_kib as f64 / 1024.0),
+            (Quantity::OwnMemory, after.own_kib as f64 / 1024.0),
             (Quantity::EngineWakeUps, after.switches_since(before, ENGINE) as f64 / seconds),
-            (Quantity::DaemonWakeUps, daemon),
+            (Quantity::DaemonWakeUps, after.switches_since(before, "") as f64 / seconds),
             (Quantity::IdleCpu, (after.cpu_seconds - before.cpu_seconds) / seconds),
         ];
         let (way, leases, how) = (&watched.way, watched.leases, &watched.how);
@@ -118,6 +121,7 @@ pub(super) fn watch(all: &[Watched]) -> anyhow::Result<Vec<Aside>> {
 #[derive(Debug)]
 struct Look {
     resident_kib: u64,
+    own_kib: u64,
     cpu_seconds: f64,
     /// Name and context switches of each thread, by its id.
     threads: BTreeMap<String, (String, u64)>,
@@ -128,6 +132,7 @@ impl Look {
         let path = format!("/proc/{pid}/status");
         let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
         let Some(resident_kib) = field(&status, "VmRSS:") else { bail!("{path} has no VmRSS: it has ended") };
+        let own_kib = field(&status, "RssAnon:").unwrap_or_default();
         let mut threads = BTreeMap::new();
         let tasks = format!("/proc/{pid}/task");
         for task in fs::read_dir(&tasks).with_context(|| format!("list {tasks}"))? {
@@ -140,7 +145,7 @@ impl Look {
             threads.insert(task.file_name().display().to_string(), (name.trim().to_owned(), switches));
         }
         let cpu_seconds = crate::traffic::cpu::thread_seconds(pid)?;
-        Ok(Self { resident_kib, cpu_seconds, threads })
+        Ok(Self { resident_kib, own_kib, cpu_seconds, threads })
     }
 
     /// Of threads whose name begins with `name`. A thread that was not there before counts from its beginning.
@@ -167,6 +172,7 @@ mod tests {
     fn waiting_threads_are_counted_by_name() {
         let look = |engine, daemon| Look {
             resident_kib: 1,
+            own_kib: 1,
             cpu_seconds: 0.0,
             threads: BTreeMap::from([
                 ("1".to_owned(), ("flanneld".to_owned(), daemon)),

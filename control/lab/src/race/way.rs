@@ -60,6 +60,11 @@ pub trait Starter: fmt::Debug + Send + Sync {
     /// Whether a scenario on pairs says something about it.
     fn takes(&self, scenario: Scenario) -> bool;
 
+    /// How many leases of nodes that are not there it knows; if any, it is looked at standing still.
+    fn crowd(&self) -> usize {
+        0
+    }
+
     /// Starts it on both nodes and answers what their pods are to be made from; `dir` is for its files. The pods ping each
     /// other afterwards for some seconds, until they are heard.
     ///
