@@ -7,7 +7,7 @@ demo: tools   ## three nodes on this machine, and a race between the ways to car
 test: tools   ## unit, property, corpus replay, namespaces; what cannot run says so
 	.ci/test
 
-bench: tools  ## the side-by-side race in namespaces: table, JSON and SVG in benches/results
+bench: tools  ## the side-by-side race in namespaces: tables, figures to reach, JSON and SVG in benches/results
 	cargo build --release -p control --bin flanneld && cargo run --release -p benches --bin overlay
 
 micro: tools  ## criterion benches of the packet core
