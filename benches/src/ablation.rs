@@ -14,14 +14,8 @@ use crate::table::{figure, model_name, ratio};
 pub const SCENARIOS: [Scenario; 2] = [Scenario::Tcp1, Scenario::Udp64];
 
 /// What the kernel does for the engine. `simd` is the CPU's part, and races as a setting.
-const OFFLOADS: [Feature; 6] = [
-    Feature::TunVnetHdr,
-    Feature::TunTso,
-    Feature::TunUso,
-    Feature::UdpGso,
-    Feature::UdpGro,
-    Feature::Mmsg,
-];
+const OFFLOADS: [Feature; 6] =
+    [Feature::TunVnetHdr, Feature::TunTso, Feature::TunUso, Feature::UdpGso, Feature::UdpGro, Feature::Mmsg];
 
 /// The sets of features that can be forced off. Without a virtio header there are no superpackets on the TUN, so of the 64
 /// sets those that keep `tun-tso` or `tun-uso` without `tun-vnet-hdr` are left out: they are another set by another name.

@@ -9,7 +9,7 @@ use crate::encap::Encap;
 use crate::flow::FlowKey;
 use crate::icmp::{self, Complaint, Limiter, ReplyQueue};
 use crate::merge::Merger;
-use crate::mtu::OverlayMtu;
+use crate::mtu::{self, LinkMtu, OverlayMtu};
 use crate::peers::{Owner, Peer, PeerTable};
 use crate::split::Segmenter;
 use crate::train::Train;
@@ -54,6 +54,15 @@ pub enum Verdict {
     Queued(usize),
     /// Dropped and counted.
     Dropped(DropReason),
+}
+
+/// Why the kernel did not send a datagram, as far as its inner sender should know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsent {
+    /// There is no way to the peer: no route, or a rule against it.
+    Unreachable,
+    /// It is too long for the path over this family, and must not be fragmented.
+    TooLong(Family),
 }
 
 /// What the socket says of a receive buffer.
@@ -150,17 +159,68 @@ impl Forwarder {
                 let packets = segments_of(packet, &ip, &vnet);
                 counters.tx.take(packets, ip.len);
                 counters.tx.drop(refusal.reason, packets);
-                if let (Some(complaint), true) = (refusal.complaint, icmp::may_answer(packet, &ip)) {
-                    if !self.limiter.allows(&ip.source, now_ns) {
-                        counters.icmp_limited += 1;
-                    } else if let Some(from) = table.local().address(ip.family()) {
-                        counters.icmp_replies += u64::from(replies.push(packet, &ip, complaint, from));
-                    }
+                if let Some(complaint) = refusal.complaint {
+                    self.answer(table, now_ns, packet, &ip, complaint, replies, counters);
                 }
                 Verdict::Dropped(refusal.reason)
             },
             Verdict::Queued,
         )
+    }
+
+    /// Tells the sender of `packet`, which went through [`Forwarder::outbound`], that the kernel did not send it. The
+    /// packet itself is counted by whoever sends.
+    pub fn unsent(
+        &mut self,
+        table: &PeerTable,
+        now_ns: u64,
+        packet: &[u8],
+        why: Unsent,
+        replies: &mut ReplyQueue,
+        counters: &mut Counters,
+    ) {
+        let Ok(ip) = Ip::parse(packet, Length::Claimed) else { return };
+        let complaint = match why {
+            Unsent::Unreachable => Complaint::Unreachable,
+            Unsent::TooLong(underlay) => match self.narrower(&ip, underlay) {
+                Some(mtu) => Complaint::TooBig { mtu },
+                None => return,
+            },
+        };
+        self.answer(table, now_ns, packet, &ip, complaint, replies, counters);
+    }
+
+    /// The overlay MTU to name for a packet that the path refused: the kernel does not say how wide it is. `None` where
+    /// the packet may be fragmented, or where its family allows nothing narrower.
+    fn narrower(&self, ip: &Ip, underlay: Family) -> Option<u16> {
+        let outer = ip.len + usize::from(mtu::overhead(&self.config.encap, underlay));
+        let mtu = OverlayMtu::over(LinkMtu::below(outer)?, &self.config.encap, underlay)?.get();
+        let least = match ip.family() {
+            Family::V4 => mtu::MIN_OVERLAY_MTU,
+            Family::V6 => mtu::MIN_MTU_V6,
+        };
+        (ip.dont_fragment && mtu >= least).then_some(mtu)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the packet's parts and where the answer goes")]
+    fn answer(
+        &mut self,
+        table: &PeerTable,
+        now_ns: u64,
+        packet: &[u8],
+        ip: &Ip,
+        complaint: Complaint,
+        replies: &mut ReplyQueue,
+        counters: &mut Counters,
+    ) {
+        if !icmp::may_answer(packet, ip) {
+            return;
+        }
+        if !self.limiter.allows(&ip.source, now_ns) {
+            counters.icmp_limited += 1;
+        } else if let Some(from) = table.local().address(ip.family()) {
+            counters.icmp_replies += u64::from(replies.push(packet, ip, complaint, from));
+        }
     }
 
     /// Which peer a packet from the device goes to.
