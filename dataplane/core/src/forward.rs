@@ -34,6 +34,9 @@ pub enum SourceCheck {
     Loose,
 }
 
+/// What every link behind a node takes: the least MTU of IPv6 (RFC 8200, section 5), and less than IPv4 links have.
+const NARROWEST: usize = 1280;
+
 /// What a forwarder is told once.
 #[derive(Clone, Copy, Debug)]
 pub struct ForwarderConfig {
@@ -462,6 +465,11 @@ impl Inbound<'_> {
 
     /// The payload size at which a packet must be cut, if it is one that a kernel peer left whole: longer than the MTU, or
     /// of datagrams so small (`gso_size` is not 0) that all of them fit it.
+    ///
+    /// Nothing says where the sender of a TCP superpacket would have cut it. Segments longer than its own could be too
+    /// long for a link behind this node that it knows of and we do not; a router there would refuse every superpacket for
+    /// ever, and the sender could not do more about it. Shorter ones cost next to nothing: they stay one packet up to
+    /// the receiver's TCP.
     fn giant_size(
         &self,
         packet: &[u8],
@@ -473,11 +481,11 @@ impl Inbound<'_> {
         if ip.len <= mtu && gso_size == 0 {
             return Ok(None);
         }
-        let room = |l4_len: usize| mtu.checked_sub(ip.l3_len + l4_len);
+        let room = |mtu: usize, l4_len: usize| mtu.checked_sub(ip.l3_len + l4_len);
         let size = match ip.protocol {
             _ if !unfinished || ip.has_options => None,
-            TCP => tcp_header_len(packet, ip.l3_len).and_then(room),
-            _ => room(UDP_HEADER_LEN).filter(|room| gso_size <= *room).and(Some(gso_size)),
+            TCP => tcp_header_len(packet, ip.l3_len).and_then(|l4_len| room(mtu.min(NARROWEST), l4_len)),
+            _ => room(mtu, UDP_HEADER_LEN).filter(|room| gso_size <= *room).and(Some(gso_size)),
         };
         size.filter(|size| *size > 0).map(Some).ok_or(DropReason::Oversize)
     }
