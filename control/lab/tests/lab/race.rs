@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lab::race::{Race, Scenario, Way};
+use lab::race::{Doing, Race, Scenario, Way};
 use lab::{Case, LinkModel, Scene};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -24,13 +24,14 @@ fn race(scene: &Scene, ways: Vec<Way>) -> Race {
         flanneld: PathBuf::from("/nonexistent/flanneld"),
         dir: scene.dir().to_owned(),
         skip_broken: true,
+        standing: false,
     }
 }
 
 fn every_round_measures_every_way_and_ratios_are_within_one_race(scene: &Scene) -> anyhow::Result<()> {
     let mut order = Vec::new();
     let report = race(scene, vec![Way::host_routes(), Way::kernel_vxlan()]).run(|step| {
-        if let Some(scenario) = step.scenario {
+        if let Doing::Measuring(scenario) = step.doing {
             order.push((step.round, step.model, scenario, step.way.name()));
         }
     })?;
