@@ -4,6 +4,7 @@
 //! plan       names on the command line to ways and scenarios
 //! ablation   every permutation of the offloads, and what each is worth
 //! bare       an engine without its daemon, with one lease and with a hundred thousand
+//! flannel    real flannel's udp backend, where it has been built
 //! lookup     one look-up among a hundred thousand leases
 //! table      everything, for a terminal
 //! markdown   the README's table
@@ -18,6 +19,7 @@
 pub mod ablation;
 pub mod bare;
 pub mod figures;
+pub mod flannel;
 pub mod lookup;
 pub mod markdown;
 pub mod packets;
