@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod counts;
 pub mod daemon;
 pub mod engine;
+pub mod flannel;
 pub mod harness;
 pub mod netlink;
 pub mod processes;

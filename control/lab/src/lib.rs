@@ -4,6 +4,7 @@
 //! isolation   this process, or a copy of it as pid 1, moves into namespaces of its own
 //! cluster     nodes on an underlay, pods behind them, processes on them
 //! daemons     real flanneld processes on the nodes of a cluster
+//! leases      lease files of nodes that are not there
 //! traffic     ping, TCP, UDP and CPU seconds between any two of them
 //! race        the same traffic over every way to carry packets, side by side
 //! enter       into a running lab from another process
@@ -21,6 +22,7 @@ pub mod cluster;
 pub mod daemons;
 pub mod enter;
 pub mod isolation;
+pub mod leases;
 pub mod leftovers;
 pub mod race;
 pub mod scene;
@@ -32,4 +34,4 @@ pub use enter::enter;
 pub use isolation::{IsolateError, Isolation, Place, isolate, run_inside};
 pub use race::Race;
 pub use scene::{Case, Scene, harness, skip, test};
-pub use scratch::scratch;
+pub use scratch::{scratch, scratch_of};

@@ -3,6 +3,7 @@
 use core::net::SocketAddr;
 
 use crate::batch::{MAX_BYTES_PER_READ, MAX_DATAGRAMS_PER_READ, TxBatch};
+use crate::checksum::Adder;
 use crate::counters::{Counters, DropReason};
 use crate::encap::Encap;
 use crate::flow::FlowKey;
@@ -33,6 +34,9 @@ pub enum SourceCheck {
     Loose,
 }
 
+/// What every link behind a node takes: the least MTU of IPv6 (RFC 8200, section 5), and less than IPv4 links have.
+const NARROWEST: usize = 1280;
+
 /// What a forwarder is told once.
 #[derive(Clone, Copy, Debug)]
 pub struct ForwarderConfig {
@@ -42,6 +46,8 @@ pub struct ForwarderConfig {
     pub mtu: OverlayMtu,
     /// Inner sources outside the cluster.
     pub source_check: SourceCheck,
+    /// How payloads are summed.
+    pub adder: Adder,
 }
 
 /// What became of a TUN read.
@@ -280,7 +286,9 @@ impl Forwarder {
             self.check_size(ip.len, ip)?;
             let (start, offset) = (usize::from(vnet.csum_start), usize::from(vnet.csum_offset));
             let Some(packet) = packet.get_mut(..ip.len) else { return Err(DropReason::BadLength.into()) };
-            if vnet.needs_checksum && (start < ip.l3_len || !complete_checksum(packet, start, offset)) {
+            let adder = self.config.adder;
+            if vnet.needs_checksum && (start < ip.l3_len || !complete_checksum(packet, start, offset, adder))
+            {
                 return Err(DropReason::BadVnetHeader.into());
             }
             let len = header.len() + packet.len();
@@ -295,6 +303,7 @@ impl Forwarder {
         let Some(cut) = Segmenter::new(packet, ip, &vnet) else {
             return Err(DropReason::BadVnetHeader.into());
         };
+        let cut = cut.summed_by(self.config.adder);
         self.check_size(cut.first_len(), ip)?;
         let count = cut.count();
         if count > MAX_DATAGRAMS_PER_READ || count * (header.len() + cut.first_len()) > MAX_BYTES_PER_READ {
@@ -446,7 +455,7 @@ impl Inbound<'_> {
                 if let (true, Some(packet), Some(offset)) =
                     (finish, packet.get_mut(..ip.len), l4_checksum_offset(ip.protocol))
                 {
-                    complete_checksum(packet, ip.l3_len, offset);
+                    complete_checksum(packet, ip.l3_len, offset, self.config.adder);
                 }
                 self.merge.push(packet, &ip, slot, start, unfinished && !finish)
             }
@@ -456,6 +465,11 @@ impl Inbound<'_> {
 
     /// The payload size at which a packet must be cut, if it is one that a kernel peer left whole: longer than the MTU, or
     /// of datagrams so small (`gso_size` is not 0) that all of them fit it.
+    ///
+    /// Nothing says where the sender of a TCP superpacket would have cut it. Segments longer than its own could be too
+    /// long for a link behind this node that it knows of and we do not; a router there would refuse every superpacket for
+    /// ever, and the sender could not do more about it. Shorter ones cost next to nothing: they stay one packet up to
+    /// the receiver's TCP.
     fn giant_size(
         &self,
         packet: &[u8],
@@ -467,11 +481,11 @@ impl Inbound<'_> {
         if ip.len <= mtu && gso_size == 0 {
             return Ok(None);
         }
-        let room = |l4_len: usize| mtu.checked_sub(ip.l3_len + l4_len);
+        let room = |mtu: usize, l4_len: usize| mtu.checked_sub(ip.l3_len + l4_len);
         let size = match ip.protocol {
             _ if !unfinished || ip.has_options => None,
-            TCP => tcp_header_len(packet, ip.l3_len).and_then(room),
-            _ => room(UDP_HEADER_LEN).filter(|room| gso_size <= *room).and(Some(gso_size)),
+            TCP => tcp_header_len(packet, ip.l3_len).and_then(|l4_len| room(mtu.min(NARROWEST), l4_len)),
+            _ => room(mtu, UDP_HEADER_LEN).filter(|room| gso_size <= *room).and(Some(gso_size)),
         };
         size.filter(|size| *size > 0).map(Some).ok_or(DropReason::Oversize)
     }

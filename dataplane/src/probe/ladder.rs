@@ -179,7 +179,9 @@ mod tests {
             let mmsg = mmsg(off, || {
                 Err(io::Error::from_raw_os_error(if self.mmsg { libc::EAGAIN } else { libc::ENOSYS }))
             });
-            Capabilities::new([vnet, tso, uso, gso, gro, mmsg], most, (8 << 20, 4 << 20))
+            // The CPU's part, on which no kernel has a say.
+            let simd = if off.contains(Feature::Simd) { Finding::forced() } else { Finding::on("avx2") };
+            Capabilities::new([vnet, tso, uso, gso, gro, mmsg, simd], most, (8 << 20, 4 << 20))
         }
     }
 
@@ -245,7 +247,7 @@ mod tests {
             ),
             (
                 Kernel { vnet: false, mask: 0, gso: None, gro: false, mmsg: false, ..NEW },
-                Features::NONE,
+                Features::NONE.with(Feature::Simd),
                 tun("udp-gro: off"),
             ),
         ];

@@ -40,15 +40,19 @@ impl Node {
 
     fn build(n: u8, wire: &MemoryWire, offload: Offload, encap: Encap, lanes: u8) -> Self {
         let (tun, udp) = (MemoryTun::new(), wire.port(endpoint(n)));
+        let unused = Features::ALL.iter().filter(|feature| !offload.has(*feature)).collect();
         let config = WorkerConfig {
             forwarder: ForwarderConfig {
                 encap,
                 mtu: OverlayMtu::new(1450).unwrap(),
                 source_check: SourceCheck::Strict,
+                // Without `simd` the scalar way.
+                adder: dataplane::adder(unused).0,
             },
             max_bytes: TxLimits::MAX_BYTES_V4,
             offload,
             lanes,
+            side: Ready::BOTH,
         };
         let shared = Shared::new(cluster(n));
         let (said, events) = Events::channel();
@@ -58,7 +62,7 @@ impl Node {
 
     /// Takes turns until there is nothing left to do.
     pub(crate) fn run(&mut self) -> Turn {
-        *self.worker.ready_mut() = Ready { tun: true, udp: true };
+        self.worker.set_ready(Ready::BOTH);
         for _ in 0..100_000 {
             self.now_ns += 1000;
             match self.worker.turn(self.now_ns) {
