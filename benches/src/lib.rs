@@ -1,9 +1,10 @@
-//! What `overlay`, the side-by-side race, shows of its result: tables and plots.
+//! What `overlay`, the side-by-side race, shows of its result: tables and plots; and what `overload` measures.
 //!
 //! The criterion benches of the core are in `benches/core.rs`.
 #![forbid(unsafe_code)]
 
 pub mod markdown;
+pub mod overload;
 pub mod plot;
 pub mod table;
 

@@ -12,6 +12,7 @@ use mio::Waker;
 
 use crate::error::{EngineError, OpenError};
 use crate::event::{EngineEvent, Events};
+use crate::io::ring::RingDrops;
 use crate::io::{KernelTun, KernelUdp};
 use crate::offload::Offload;
 use crate::probe::{Capabilities, Features};
@@ -59,6 +60,7 @@ pub struct Engine {
     /// A TUN queue and a socket for each worker.
     ends: Vec<(KernelTun, KernelUdp)>,
     lanes: u8,
+    ring: RingDrops,
     capabilities: Capabilities,
 }
 
@@ -88,7 +90,8 @@ impl Engine {
             local = udp.local().map_err(|source| OpenError::Udp { addr: config.bind, source })?;
         }
         let ends = queues.into_iter().zip(group).collect();
-        Ok(Self { config: config.clone(), device, local, ends, lanes, capabilities })
+        let ring = RingDrops::of(&device);
+        Ok(Self { config: config.clone(), device, local, ends, lanes, ring, capabilities })
     }
 
     /// The name of the TUN device.
@@ -120,7 +123,7 @@ impl Engine {
     /// # Errors
     /// [`OpenError::Worker`] when there is no thread or descriptor left.
     pub fn start(self, table: PeerTable) -> Result<EngineHandle, OpenError> {
-        let Self { config, device, ends, lanes, capabilities, .. } = self;
+        let Self { config, device, ends, lanes, ring, capabilities, .. } = self;
         let failed = |source| OpenError::Worker { source };
         let offload = Offload::new(&capabilities);
         let max_bytes = if config.bind.is_ipv4() { TxLimits::MAX_BYTES_V4 } else { TxLimits::MAX_BYTES_V6 };
@@ -150,7 +153,7 @@ impl Engine {
         }
         let wakers: Arc<[Arc<Waker>]> = wakers.into();
         let mut handle =
-            EngineHandle { device, capabilities, shares, wakers, events: received, threads: Vec::new() };
+            EngineHandle { device, capabilities, ring, shares, wakers, events: received, threads: Vec::new() };
         for (number, (mut worker, mut readiness)) in workers.into_iter().enumerate() {
             let (shared, wakers) = (handle.shares[number].clone(), handle.wakers.clone());
             let thread = thread::Builder::new()
@@ -185,6 +188,7 @@ fn halt(shared: &Shared, wakers: &[Arc<Waker>]) {
 pub struct EngineHandle {
     device: String,
     capabilities: Capabilities,
+    ring: RingDrops,
     /// One a worker, and there is one at least.
     shares: Vec<Arc<Shared>>,
     wakers: Arc<[Arc<Waker>]>,
@@ -201,10 +205,12 @@ impl EngineHandle {
         }
     }
 
-    /// The counters since the start, as of the last batch: they balance.
+    /// The counters since the start, as of the last batch: they balance. What the device's ring lost is asked of the
+    /// kernel, which costs a system call.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.shares.iter().fold(Counters::default(), |sum, shared| sum.plus(&shared.counters()))
+        let sum = self.shares.iter().fold(Counters::default(), |sum, shared| sum.plus(&shared.counters()));
+        Counters { ring_overflows: self.ring.read(), ..sum }
     }
 
     /// The same for each worker.
@@ -250,6 +256,8 @@ impl EngineHandle {
 
     fn end(&mut self) -> Option<Result<(), EngineError>> {
         let threads = std::mem::take(&mut self.threads);
+        // The device goes with the last worker, and its account with it.
+        self.ring.read();
         halt(self.shares.first()?, &self.wakers);
         threads
             .into_iter()

@@ -12,6 +12,7 @@ use hostnet::subnet_env::SubnetEnv;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::books::Books;
 use crate::cluster::node::DEVICE;
 use crate::cluster::{Cluster, PodNetwork, Process};
 
@@ -73,6 +74,15 @@ impl Flanneld {
     ///
     /// When the directory cannot be written or a process cannot be started.
     pub fn start(&self, cluster: &Cluster) -> anyhow::Result<Daemons> {
+        self.start_with(cluster, &[])
+    }
+
+    /// The same with these flags for every daemon.
+    ///
+    /// # Errors
+    ///
+    /// As [`Flanneld::start`].
+    pub fn start_with(&self, cluster: &Cluster, flags: &[&str]) -> anyhow::Result<Daemons> {
         let store = self.dir.join("leases");
         fs::create_dir_all(&store).with_context(|| format!("make {}", store.display()))?;
         let config = json!({"Network": "10.5.0.0/16", "Backend": {"Type": self.backend.name()}});
@@ -84,7 +94,9 @@ impl Flanneld {
             let own = self.dir.join(node.name());
             fs::create_dir_all(&own).with_context(|| format!("make {}", own.display()))?;
             let subnet_file = own.join("subnet.env");
-            let process = node.spawn(self.command(&store, &subnet_file))?;
+            let mut command = self.command(&store, &subnet_file);
+            command.args(flags);
+            let process = node.spawn(command)?;
             running.push(Daemon { node: node.name().to_owned(), subnet_file, process });
         }
         Ok(Daemons { running })
@@ -111,6 +123,27 @@ impl Daemons {
     /// Process ids, in the order of the nodes.
     pub fn pids(&self) -> Vec<u32> {
         self.running.iter().map(|daemon| daemon.process.id()).collect()
+    }
+
+    /// Asks every daemon to stop, and answers the books of its engines, node by node. They are in the log only where it
+    /// is JSON: start with `--log-format json`.
+    ///
+    /// # Errors
+    ///
+    /// When one does not end well, or closes no books.
+    pub fn stop(self, patience: Duration) -> anyhow::Result<Vec<Vec<Books>>> {
+        let mut closed = Vec::new();
+        for mut daemon in self.running {
+            let status = daemon.process.terminate(patience)?;
+            let lines = daemon.process.lines();
+            let books = Books::in_log(&lines)?;
+            if !status.success() || books.is_empty() {
+                let last = lines[lines.len().saturating_sub(QUOTED)..].join("\n  ");
+                bail!("flanneld on {} ended with {status} and {} books:\n  {last}", daemon.node, books.len());
+            }
+            closed.push(books);
+        }
+        Ok(closed)
     }
 
     /// An error if one of them has ended, with its last lines.
