@@ -152,8 +152,15 @@ impl Engine {
             shares.push(shared);
         }
         let wakers: Arc<[Arc<Waker>]> = wakers.into();
-        let mut handle =
-            EngineHandle { device, capabilities, ring, shares, wakers, events: received, threads: Vec::new() };
+        let mut handle = EngineHandle {
+            device,
+            capabilities,
+            ring,
+            shares,
+            wakers,
+            events: received,
+            threads: Vec::new(),
+        };
         for (number, (mut worker, mut readiness)) in workers.into_iter().enumerate() {
             let (shared, wakers) = (handle.shares[number].clone(), handle.wakers.clone());
             let thread = thread::Builder::new()

@@ -23,6 +23,9 @@ struct Arguments {
     /// Only these
     #[arg(long, value_delimiter = ',')]
     only: Vec<Kind>,
+    /// Only garbage whose name contains this
+    #[arg(long, default_value = "")]
+    matching: String,
     /// The flanneld to measure [default: beside this program]
     #[arg(long)]
     flanneld: Option<PathBuf>,
@@ -77,8 +80,11 @@ fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         let _unread = writeln!(io::stderr(), "{what}");
     };
     let load = if wanted(Kind::Load) { load::measure(&files, duration, progress)? } else { Vec::new() };
-    let garbage =
-        if wanted(Kind::Garbage) { garbage::measure(&files, duration, progress)? } else { Vec::new() };
+    let garbage = if wanted(Kind::Garbage) {
+        garbage::measure(&files, duration, &arguments.matching, progress)?
+    } else {
+        Vec::new()
+    };
     let peers = if wanted(Kind::Peers) { peers::measure(&files, duration, progress)? } else { Vec::new() };
     let churn = if wanted(Kind::Churn) { churn::measure(&files, duration, progress)? } else { Vec::new() };
     let machine = Machine::look(started);

@@ -71,11 +71,15 @@ fn kinds() -> anyhow::Result<Vec<Kind>> {
         Kind { from_peer: true, ..kind("wrong VNI, a peer's address", wrap(7)?) },
         Kind { from_peer: true, ..kind("wrong MAC, a peer's address", wrap(1)?) },
         Kind { segments: Some(JOINED), ..kind("wrong VNI, 64 at a time, a stranger", wrap(7)?) },
-        Kind { segments: Some(JOINED), from_peer: true, ..kind("wrong VNI, 64 at a time, a peer's address", wrap(7)?) },
+        Kind {
+            segments: Some(JOINED),
+            from_peer: true,
+            ..kind("wrong VNI, 64 at a time, a peer's address", wrap(7)?)
+        },
     ])
 }
 
-/// Measures every kind against the engine and, for comparison, the kernel's VXLAN.
+/// Measures every kind whose name contains `matching` against the engine and, for comparison, the kernel's VXLAN.
 ///
 /// # Errors
 ///
@@ -83,14 +87,15 @@ fn kinds() -> anyhow::Result<Vec<Kind>> {
 pub fn measure(
     place: &Place,
     duration: Duration,
+    matching: &str,
     mut progress: impl FnMut(&str),
 ) -> anyhow::Result<Vec<GarbageRow>> {
     let mut rows = Vec::new();
     for carrier in [Carrier::Engine(Backend::Vxlan), Carrier::Kernel] {
         let cast = Cast::build(place, carrier, LinkModel::Nic, 3, &[])?;
-        for kind in kinds()? {
+        for kind in kinds()?.iter().filter(|kind| kind.name.contains(matching)) {
             progress(&format!("{}, {}", carrier.name(), kind.name));
-            rows.push(row(&cast, carrier, &kind, duration)?);
+            rows.push(row(&cast, carrier, kind, duration)?);
         }
         check_books(&cast.close()?.0)?;
     }

@@ -36,7 +36,16 @@ fn table(head: &[&str], words: usize) -> Table {
 
 fn load(result: &Overload) -> Table {
     let mut table = table(
-        &["bytes", "asked", "offered kpps", "delivered kpps", "of best", "foreign", "unexplained", "lost where"],
+        &[
+            "bytes",
+            "asked",
+            "offered kpps",
+            "delivered kpps",
+            "of best",
+            "foreign",
+            "unexplained",
+            "lost where",
+        ],
         0,
     );
     for row in &result.load {
@@ -58,7 +67,8 @@ fn load(result: &Overload) -> Table {
 }
 
 fn garbage(result: &Overload) -> Table {
-    let head = ["way", "garbage", "kpps of it", "quiet Gb/s", "beside Gb/s", "of quiet", "RSS KiB before", "after"];
+    let head =
+        ["way", "garbage", "kpps of it", "quiet Gb/s", "beside Gb/s", "of quiet", "RSS KiB before", "after"];
     let mut table = table(&head, 2);
     for row in &result.garbage {
         let (before, after) = row
