@@ -100,7 +100,9 @@ fn row(place: &Place, multiple: Option<f64>, plan: &Flood) -> anyhow::Result<Loa
         *lost.entry(place.to_owned()).or_default() += count - before.get(place).copied().unwrap_or(0);
     }
     lost.insert("sender's TUN ring".to_owned(), sender.ring);
-    for (reason, count) in sender.tx.drops.iter().chain(&receiver.rx.drops) {
+    // A kernel's own multicast is no datagram of the flood.
+    let of_the_flood = |(reason, _): &(&String, &u64)| reason.as_str() != "not_unicast";
+    for (reason, count) in sender.tx.drops.iter().chain(&receiver.rx.drops).filter(of_the_flood) {
         *lost.entry(format!("engine: {reason}")).or_default() += count;
     }
     // The kernel counts messages, which may hold many datagrams; what one engine sent and the other did not get is those
