@@ -27,7 +27,8 @@ pub fn table(local: Local, port: u16, count: usize, more: &[VxlanEnd]) -> anyhow
         mac: MacAddr(end.mac),
         subnets: vec![end.subnet],
     };
-    Ok(PeerTable::build(local, more.iter().chain(&crowd).map(peer).collect())?)
+    let peers: Vec<Peer> = more.iter().chain(&crowd).map(peer).collect();
+    Ok(PeerTable::build(local, &peers)?)
 }
 
 /// Looks up addresses of all nodes in random order.
