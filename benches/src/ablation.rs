@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(rows.iter().map(|row| row.median(0).unwrap()).collect::<Vec<_>>(), [8.0, 7.0, 2.0, 1.0]);
         let text = marks(&rows).to_string();
         let marks: Vec<usize> =
-            text.lines().map(|line| line.matches(" x ").count()).filter(|&marks| marks > 0).collect();
+            text.lines().map(|line| line.matches(" x ┆").count()).filter(|&marks| marks > 0).collect();
         assert_eq!(marks, [6, 5, 5, 4], "{text}");
     }
 
@@ -218,7 +218,7 @@ mod tests {
             of(&["mmsg", "udp-gso"], 1.0),
         ]);
         let rows = rows(&report, LinkModel::On);
-        assert_eq!(ratios(&rows, Feature::UdpGso, 0), [9.0, 4.0]);
+        assert_eq!(ratios(&rows, Feature::UdpGso, 0), [4.0, 9.0]);
         let text = worth(&rows).to_string();
         assert!(text.contains("6.00") && text.contains("4.00..9.00"), "{text}");
         assert!(tables(&report).contains("What each is worth"));
