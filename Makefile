@@ -1,5 +1,5 @@
 # Each target is one line that a person could type. `make demo` is the place to start.
-.PHONY: demo test bench fuzz corpus micro check tools
+.PHONY: demo test bench fuzz corpus micro instructions accept-instructions check tools
 
 demo: tools   ## three nodes on this machine, and a race between the ways to carry packets
 	cargo run --release --quiet -p control --bin flanneld -- demo
@@ -12,6 +12,14 @@ bench: tools  ## the side-by-side race in namespaces: tables, figures to reach, 
 
 micro: tools  ## criterion benches of the packet core
 	cargo bench -p benches --bench core
+
+instructions: ## instruction counts of the core against benches/callgrind/baseline.json; a rise fails
+	.ci/tools valgrind
+	cargo bench --quiet -p benches --bench instructions
+
+accept-instructions: ## takes today's counts as the baseline of this compiler and CPU
+	.ci/tools valgrind
+	cargo bench --quiet -p benches --bench instructions -- --accept
 
 fuzz: tools   ## every fuzz target for SECONDS each (default 60); needs a nightly toolchain
 	.ci/fuzz $(or $(SECONDS),60)

@@ -11,7 +11,8 @@
 //! figures    the figures to reach, and whether they are
 //! ```
 //!
-//! The criterion benches of the core are in `benches/core.rs`.
+//! The benches of the core are in `benches/core.rs` (time) and `benches/instructions.rs` (counts); what both measure is
+//! in [`packets`].
 #![forbid(unsafe_code)]
 
 pub mod ablation;
@@ -19,6 +20,7 @@ pub mod bare;
 pub mod figures;
 pub mod lookup;
 pub mod markdown;
+pub mod packets;
 pub mod plan;
 pub mod plot;
 pub mod table;

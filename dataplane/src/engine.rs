@@ -7,14 +7,14 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::Receiver;
+use dataplane_core::checksum::Adder;
 use dataplane_core::{Counters, Encap, ForwarderConfig, OverlayMtu, PeerTable, SourceCheck, TxLimits};
-use mio::Waker;
 
 use crate::error::{EngineError, OpenError};
 use crate::event::{EngineEvent, Events};
 use crate::io::{KernelTun, KernelUdp};
 use crate::offload::Offload;
-use crate::probe::{Capabilities, Features};
+use crate::probe::{self, Capabilities, Features};
 
 mod board;
 mod deliver;
@@ -25,11 +25,11 @@ mod spin;
 mod tuning;
 mod worker;
 
-use serve::{Readiness, serve};
+use serve::{Readiness, Waker, serve};
 pub use shared::Shared;
 use spin::Patience;
 pub use spin::Spin;
-pub use tuning::{SourcePorts, Tuning};
+pub use tuning::{Duplex, SourcePorts, Tuning};
 pub use worker::{Ready, Turn, Worker, WorkerConfig};
 
 /// What an engine is made of.
@@ -60,6 +60,7 @@ pub struct Engine {
     ends: Vec<(KernelTun, KernelUdp)>,
     lanes: u8,
     capabilities: Capabilities,
+    adder: Adder,
 }
 
 impl Engine {
@@ -75,8 +76,9 @@ impl Engine {
         let (group, udp_found) = KernelUdp::open_group(config.bind, config.off, workers, lanes)?;
         let [vnet, tso, uso] = tun_found.0;
         let [gso, gro, mmsg] = udp_found.findings;
-        let capabilities =
-            Capabilities::new([vnet, tso, uso, gso, gro, mmsg], udp_found.max_segments, udp_found.buffers);
+        let (adder, simd) = probe::adder(config.off);
+        let findings = [vnet, tso, uso, gso, gro, mmsg, simd];
+        let capabilities = Capabilities::new(findings, udp_found.max_segments, udp_found.buffers);
         let device = tun.name().map_err(|source| OpenError::Tun { device: config.device.clone(), source })?;
         let mut local = config.bind;
         let mut queues = vec![tun];
@@ -88,7 +90,7 @@ impl Engine {
             local = udp.local().map_err(|source| OpenError::Udp { addr: config.bind, source })?;
         }
         let ends = queues.into_iter().zip(group).collect();
-        Ok(Self { config: config.clone(), device, local, ends, lanes, capabilities })
+        Ok(Self { config: config.clone(), device, local, ends, lanes, capabilities, adder })
     }
 
     /// The name of the TUN device.
@@ -120,7 +122,7 @@ impl Engine {
     /// # Errors
     /// [`OpenError::Worker`] when there is no thread or descriptor left.
     pub fn start(self, table: PeerTable) -> Result<EngineHandle, OpenError> {
-        let Self { config, device, ends, lanes, capabilities, .. } = self;
+        let Self { config, device, ends, lanes, capabilities, adder, .. } = self;
         let failed = |source| OpenError::Worker { source };
         let offload = Offload::new(&capabilities);
         let max_bytes = if config.bind.is_ipv4() { TxLimits::MAX_BYTES_V4 } else { TxLimits::MAX_BYTES_V6 };
@@ -129,34 +131,49 @@ impl Engine {
                 encap: config.encap,
                 mtu: config.mtu,
                 source_check: config.source_check,
+                adder,
             },
             max_bytes,
             offload,
             lanes,
+            side: Ready::BOTH,
         };
         let (events, received) = Events::channel();
-        let bound = config.tuning.spin.bound(usable_cpus(), ends.len());
+        let sides: &[Ready] = if config.tuning.duplex.is_split(usable_cpus(), ends.len()) {
+            &[Ready::TUN, Ready::UDP]
+        } else {
+            &[Ready::BOTH]
+        };
+        let bound = config.tuning.spin.bound(usable_cpus(), ends.len() * sides.len());
         let first = Shared::new(table);
         let (mut wakers, mut shares, mut workers) = (Vec::new(), Vec::new(), Vec::new());
-        for (tun, udp) in ends {
-            let readiness = Readiness::new(tun.raw_fd(), udp.raw_fd()).map_err(failed)?;
-            let shared = if shares.is_empty() { first.clone() } else { first.sibling() };
-            wakers.push(readiness.waker());
-            workers.push((
-                Worker::new(tun, udp, worker_config.clone(), shared.clone(), events.clone()),
-                readiness,
-            ));
-            shares.push(shared);
+        for (number, (tun, udp)) in ends.into_iter().enumerate() {
+            for &side in sides {
+                let readiness = Readiness::new(side, tun.as_fd(), udp.as_fd()).map_err(failed)?;
+                let shared = if shares.is_empty() { first.clone() } else { first.sibling() };
+                wakers.push(readiness.waker());
+                let config = WorkerConfig { side, ..worker_config.clone() };
+                let worker = Worker::new(tun.share(), udp.share(), config, shared.clone(), events.clone());
+                workers.push((format!("engine-{}{number}", side.prefix()), worker, readiness));
+                shares.push(shared);
+            }
         }
-        let wakers: Arc<[Arc<Waker>]> = wakers.into();
-        let mut handle =
-            EngineHandle { device, capabilities, shares, wakers, events: received, threads: Vec::new() };
-        for (number, (mut worker, mut readiness)) in workers.into_iter().enumerate() {
-            let (shared, wakers) = (handle.shares[number].clone(), handle.wakers.clone());
+        let wakers: Arc<[Waker]> = wakers.into();
+        let mut handle = EngineHandle {
+            device,
+            capabilities,
+            shares,
+            threads_a_worker: sides.len(),
+            wakers,
+            events: received,
+            threads: Vec::new(),
+        };
+        for ((name, mut worker, readiness), shared) in workers.into_iter().zip(handle.shares.clone()) {
+            let wakers = handle.wakers.clone();
             let thread = thread::Builder::new()
-                .name(format!("engine-{number}"))
+                .name(name)
                 .spawn(move || {
-                    let told = serve(&mut worker, &mut readiness, &shared, Patience::new(bound));
+                    let told = serve(&mut worker, &readiness, &shared, Patience::new(bound));
                     // One that ends by itself takes the others with it: half an engine would lose half of the flows.
                     halt(&shared, &wakers);
                     told
@@ -173,21 +190,19 @@ fn usable_cpus() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-fn halt(shared: &Shared, wakers: &[Arc<Waker>]) {
+fn halt(shared: &Shared, wakers: &[Waker]) {
     shared.stop.store(true, Ordering::Release);
-    for waker in wakers {
-        // The eventfd of the waker cannot be full for a sleeping worker; one that is awake sees the flag.
-        waker.wake().ok();
-    }
+    wakers.iter().for_each(Waker::wake);
 }
 
 /// A running engine. Dropped, it stops, and the device goes.
 pub struct EngineHandle {
     device: String,
     capabilities: Capabilities,
-    /// One a worker, and there is one at least.
+    /// One a thread, and there is one at least.
     shares: Vec<Arc<Shared>>,
-    wakers: Arc<[Arc<Waker>]>,
+    threads_a_worker: usize,
+    wakers: Arc<[Waker]>,
     events: Receiver<EngineEvent>,
     threads: Vec<JoinHandle<bool>>,
 }
@@ -210,7 +225,10 @@ impl EngineHandle {
     /// The same for each worker.
     #[must_use]
     pub fn workers(&self) -> Vec<Counters> {
-        self.shares.iter().map(|shared| shared.counters()).collect()
+        let sum = |threads: &[Arc<Shared>]| {
+            threads.iter().fold(Counters::default(), |sum, shared| sum.plus(&shared.counters()))
+        };
+        self.shares.chunks(self.threads_a_worker).map(sum).collect()
     }
 
     /// What happened. Read it: a full channel (256 events) loses the newest.
