@@ -42,9 +42,16 @@ pub fn ways(backend: Backend) -> Vec<Way> {
 
 /// The engine with other settings than its own choice.
 pub fn settings(backend: Backend) -> Vec<Way> {
-    [("spin", "off"), ("spin", "50"), ("workers", "1"), ("workers", "2"), ("duplex", "on"), ("duplex", "off")]
-        .map(|(name, value)| Way::engine_with(backend, name, value))
-        .into()
+    [
+        ("spin", "off"),
+        ("spin", "50"),
+        ("workers", "1"),
+        ("workers", "2"),
+        ("duplex", "half"),
+        ("duplex", "full"),
+    ]
+    .map(|(name, value)| Way::engine_with(backend, name, value))
+    .into()
 }
 
 /// A row: which features were on, and the figure in each scenario.
