@@ -1,5 +1,5 @@
 # Each target is one line that a person could type. `make demo` is the place to start.
-.PHONY: demo test bench fuzz corpus micro instructions accept-instructions check tools
+.PHONY: demo test bench overload fuzz corpus micro instructions accept-instructions check tools
 
 demo: tools   ## three nodes on this machine, and a race between the ways to carry packets
 	cargo run --release --quiet -p control --bin flanneld -- demo
@@ -10,6 +10,9 @@ test: tools   ## unit, property, corpus replay, namespaces; what cannot run says
 bench: tools  ## the side-by-side race in namespaces: tables, figures to reach, JSON and SVG in benches/results
 	.ci/flannel-peer target/flannel-peer || [ $$? = 75 ]
 	cargo build --release -p control --bin flanneld && cargo run --release -p benches --bin overlay
+
+overload: tools ## more than a node can carry: loss by place, garbage, a bad peer, churn; JSON in benches/results
+	cargo build --release -p control --bin flanneld && cargo run --release -p benches --bin overload
 
 micro: tools  ## criterion benches of the packet core
 	cargo bench -p benches --bench core

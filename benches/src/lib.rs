@@ -5,6 +5,7 @@
 //! ablation   every permutation of the offloads, and what each is worth
 //! bare       an engine without its daemon, with one lease and with a hundred thousand
 //! flannel    real flannel's udp backend, where it has been built
+//! overload   more than a node can carry: loss by place, garbage, a bad peer, churn
 //! lookup     one look-up among a hundred thousand leases
 //! table      everything, for a terminal
 //! markdown   the README's table
@@ -22,6 +23,7 @@ pub mod figures;
 pub mod flannel;
 pub mod lookup;
 pub mod markdown;
+pub mod overload;
 pub mod packets;
 pub mod plan;
 pub mod plot;

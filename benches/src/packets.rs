@@ -44,7 +44,7 @@ pub fn segments(flows: u32) -> Vec<Vec<u8>> {
 /// Never: the subnets are distinct and lie in the network.
 #[must_use]
 pub fn table(leases: u32) -> PeerTable {
-    let peers = (1..=leases)
+    let peers: Vec<Peer> = (1..=leases)
         .map(|i| {
             let subnet = Ipv4Addr::from(0x0a00_0000 + (i << 8));
             Peer {
@@ -57,7 +57,7 @@ pub fn table(leases: u32) -> PeerTable {
     // The smallest network that holds them.
     let network = if leases < 65_536 { "10.0.0.0/8" } else { "10.0.0.0/7" };
     let local = Local { networks: vec![network.parse().expect("a network")], ..Local::default() };
-    PeerTable::build(local, peers).expect("distinct subnets")
+    PeerTable::build(local, &peers).expect("distinct subnets")
 }
 
 /// Pseudo-random addresses, each in the subnet of one of `leases` peers of [`table`].

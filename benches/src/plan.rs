@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn an_ablation_has_every_permutation_and_every_setting() {
         let ablation = Selection::of(&[], true).unwrap();
-        assert_eq!(ablation.ways.len(), 40 + 5 + 1);
+        assert_eq!(ablation.ways.len(), 42 + 6 + 1);
         assert_eq!((ablation.standing, ablation.suffix), (false, "-ablation"));
     }
 }

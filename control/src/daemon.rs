@@ -87,6 +87,8 @@ async fn keep(
                 node.heed_engines().await?;
                 if Instant::now() >= resync {
                     node.reconcile().await?;
+                    // A look at the whole host needs memory for every route of it, for a moment.
+                    dataplane::give_back_memory();
                     resync = Instant::now() + RESYNC;
                 }
                 if Instant::now() >= own_check {

@@ -7,7 +7,10 @@ use control::daemon;
 use control::demo;
 use control::flags::{Help, RawFlags};
 use control::settings::{LogFormat, LogSettings, Settings};
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Wrong flags: another status than a daemon that could not run, and never flannel's 0.
 const WRONG_FLAGS: u8 = 2;
@@ -75,15 +78,18 @@ fn in_one_line(error: &anyhow::Error) -> String {
 
 fn log_to_stderr(settings: LogSettings) {
     let filter = match settings.verbosity {
-        ..=0 => "info",
-        1..=4 => "info,control=debug,hostnet=debug,dataplane=debug",
-        5.. => "trace",
+        ..=0 => Targets::new().with_default(Level::INFO),
+        1..=4 => Targets::new()
+            .with_default(Level::INFO)
+            .with_targets(["control", "hostnet", "dataplane"].map(|target| (target, Level::DEBUG))),
+        5.. => Targets::new().with_default(Level::TRACE),
     };
-    let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(io::stderr);
-    match settings.format {
-        LogFormat::Text => log.with_target(false).with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
+    let log = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let log = match settings.format {
+        LogFormat::Text => log.with_target(false).with_ansi(io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => log.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(log.with_filter(filter)).init();
 }
 
 fn refuse(error: &str) -> ExitCode {

@@ -136,7 +136,7 @@ impl Peers {
     /// The table for the engine. What could contradict itself was refused while planning, so an error is a bug worth
     /// its message and not worth the network.
     pub fn table(&self) -> Result<PeerTable, PeerTableError> {
-        PeerTable::build(self.local.clone(), self.peers.clone())
+        PeerTable::build(self.local.clone(), &self.peers)
     }
 }
 

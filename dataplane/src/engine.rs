@@ -12,6 +12,7 @@ use dataplane_core::{Counters, Encap, ForwarderConfig, OverlayMtu, PeerTable, So
 
 use crate::error::{EngineError, OpenError};
 use crate::event::{EngineEvent, Events};
+use crate::io::ring::RingDrops;
 use crate::io::{KernelTun, KernelUdp};
 use crate::offload::Offload;
 use crate::probe::{self, Capabilities, Features};
@@ -60,6 +61,7 @@ pub struct Engine {
     /// A TUN queue and a socket for each worker.
     ends: Vec<(KernelTun, KernelUdp)>,
     lanes: u8,
+    ring: RingDrops,
     capabilities: Capabilities,
     adder: Adder,
 }
@@ -91,7 +93,8 @@ impl Engine {
             local = udp.local().map_err(|source| OpenError::Udp { addr: config.bind, source })?;
         }
         let ends = queues.into_iter().zip(group).collect();
-        Ok(Self { config: config.clone(), device, local, ends, lanes, capabilities, adder })
+        let ring = RingDrops::of(&device);
+        Ok(Self { config: config.clone(), device, local, ends, lanes, ring, capabilities, adder })
     }
 
     /// The name of the TUN device.
@@ -123,7 +126,7 @@ impl Engine {
     /// # Errors
     /// [`OpenError::Worker`] when there is no thread or descriptor left.
     pub fn start(self, table: PeerTable) -> Result<EngineHandle, OpenError> {
-        let Self { config, device, ends, lanes, capabilities, adder, .. } = self;
+        let Self { config, device, ends, lanes, ring, capabilities, adder, .. } = self;
         let failed = |source| OpenError::Worker { source };
         let offload = Offload::new(&capabilities);
         let max_bytes = if config.bind.is_ipv4() { TxLimits::MAX_BYTES_V4 } else { TxLimits::MAX_BYTES_V6 };
@@ -163,6 +166,7 @@ impl Engine {
         let mut handle = EngineHandle {
             device,
             capabilities,
+            ring,
             shares,
             threads_a_worker: sides.len(),
             wakers,
@@ -200,6 +204,7 @@ fn halt(shared: &Shared, wakers: &[Waker]) {
 pub struct EngineHandle {
     device: String,
     capabilities: Capabilities,
+    ring: RingDrops,
     /// One a thread, and there is one at least.
     shares: Vec<Arc<Shared>>,
     threads_a_worker: usize,
@@ -217,10 +222,12 @@ impl EngineHandle {
         }
     }
 
-    /// The counters since the start, as of the last batch: they balance.
+    /// The counters since the start, as of the last batch: they balance. What the device's ring lost is asked of the
+    /// kernel, which costs a system call.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.shares.iter().fold(Counters::default(), |sum, shared| sum.plus(&shared.counters()))
+        let sum = self.shares.iter().fold(Counters::default(), |sum, shared| sum.plus(&shared.counters()));
+        Counters { ring_overflows: self.ring.read(), ..sum }
     }
 
     /// The same for each worker.
@@ -269,6 +276,8 @@ impl EngineHandle {
 
     fn end(&mut self) -> Option<Result<(), EngineError>> {
         let threads = std::mem::take(&mut self.threads);
+        // The device goes with the last worker, and its account with it.
+        self.ring.read();
         halt(self.shares.first()?, &self.wakers);
         threads
             .into_iter()

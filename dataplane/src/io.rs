@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::buffers::ReceiveBuffers;
 
 pub mod memory;
+pub(crate) mod ring;
 pub(crate) mod tun;
 pub(crate) mod udp;
 

@@ -38,3 +38,4 @@ pub use error::{EngineError, OpenError};
 pub use event::{EngineEvent, Events};
 pub use offload::{Demotion, Offload};
 pub use probe::{Capabilities, Feature, Features, Finding, UnknownFeature, adder};
+pub use sys::heap::give_back_memory;

@@ -9,8 +9,10 @@
 //!   calls, but with one set of control messages for the whole batch, so it cannot give each message its own
 //!   `UDP_SEGMENT`.
 //! - [`pmtu`]: one socket option.
+//! - [`heap`]: one request to the allocator.
 
 pub(crate) mod checksum;
+pub(crate) mod heap;
 pub(crate) mod mmsg;
 pub(crate) mod pmtu;
 pub(crate) mod tun;

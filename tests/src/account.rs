@@ -27,8 +27,9 @@ pub fn only_dropped(counters: &Counters, allowed: &[DropReason]) -> anyhow::Resu
         .filter(|(reason, _)| !allowed.contains(reason))
         .map(|(reason, count)| format!("{count} {reason}"))
         .collect();
-    if !unexpected.is_empty() || counters.socket_overflows > 0 {
-        bail!("dropped: {}, socket overflows: {}", unexpected.join(", "), counters.socket_overflows);
+    let (socket, ring) = (counters.socket_overflows, counters.ring_overflows);
+    if !unexpected.is_empty() || socket > 0 || ring > 0 {
+        bail!("dropped: {}, lost at the socket: {socket}, at the ring: {ring}", unexpected.join(", "));
     }
     Ok(())
 }

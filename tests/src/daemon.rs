@@ -1,12 +1,12 @@
 //! One real `flanneld` process on a lab node, its files, its log, and the books that it closes when it stops.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::ensure;
 use hostnet::subnet_env::SubnetEnv;
+pub use lab::books::Books;
 use lab::{Node, PodNetwork, Process};
 use nix::unistd::Pid;
 
@@ -20,44 +20,6 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Daemon {
     process: Process,
     subnet_file: PathBuf,
-}
-
-/// The line that an engine leaves behind: packets in, packets on, and the difference by reason.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Books {
-    /// The TUN device.
-    pub device: String,
-    /// From the wire to the device.
-    pub rx: Page,
-    /// From the device to the wire.
-    pub tx: Page,
-    /// Datagrams that the kernel lost because the socket's buffer was full; they never came to the engine.
-    pub overflows: u64,
-}
-
-/// One direction of [`Books`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Page {
-    /// Packets taken in.
-    pub packets: u64,
-    /// Packets passed on.
-    pub passed: u64,
-    /// Packets dropped, by reason.
-    pub drops: BTreeMap<String, u64>,
-}
-
-impl Page {
-    /// Every packet has one fate.
-    #[must_use]
-    pub fn balances(&self) -> bool {
-        self.packets == self.passed + self.drops.values().sum::<u64>()
-    }
-
-    /// Packets dropped under `reason`.
-    #[must_use]
-    pub fn dropped(&self, reason: &str) -> u64 {
-        self.drops.get(reason).copied().unwrap_or(0)
-    }
 }
 
 /// The command line of a daemon whose files are in `dir`: the store in `dir/store`, `subnet.env` in `dir/NODE`.
@@ -173,8 +135,7 @@ impl Daemon {
         let status = self.process.terminate(PATIENCE)?;
         let lines = self.process.lines();
         ensure!(status.success(), "it ended with {status}:\n{}", lines.join("\n"));
-        let books = lines.iter().filter(|line| line.contains("\"stopped: rx ")).map(|line| read_books(line));
-        let books = books.collect::<anyhow::Result<Vec<Books>>>()?;
+        let books = Books::in_log(&lines)?;
         ensure!(!books.is_empty(), "it closed no books:\n{}", lines.join("\n"));
         for book in &books {
             ensure!(book.rx.balances() && book.tx.balances(), "the books do not balance: {book:?}");
@@ -187,56 +148,4 @@ impl Daemon {
 #[must_use]
 pub fn pod_network(env: &SubnetEnv) -> PodNetwork {
     PodNetwork { subnets: env.subnets.clone(), mtu: env.mtu }
-}
-
-/// `stopped: rx 10 packets, delivered 7 (700 bytes), unknown_peer 3; tx 2 packets, sent 2 (200 bytes)`
-fn read_books(line: &str) -> anyhow::Result<Books> {
-    let event: serde_json::Value = serde_json::from_str(line)?;
-    let text = |key: &str| event.get(key).and_then(serde_json::Value::as_str).unwrap_or_default();
-    let (rx, tx) = text("message")
-        .strip_prefix("stopped: ")
-        .and_then(|sums| sums.split_once("; "))
-        .with_context(|| format!("no books: {line}"))?;
-    let (tx, lost) = tx.split_once("; ").unwrap_or((tx, "0 datagrams"));
-    let overflows = lost.split(' ').next().unwrap_or_default().parse()?;
-    Ok(Books {
-        overflows,
-        device: text("device").to_owned(),
-        rx: read_page(rx).with_context(|| format!("no books: {line}"))?,
-        tx: read_page(tx).with_context(|| format!("no books: {line}"))?,
-    })
-}
-
-fn read_page(text: &str) -> anyhow::Result<Page> {
-    let mut page = Page::default();
-    for (place, part) in text.split(", ").enumerate() {
-        match (place, part.split(' ').collect::<Vec<_>>().as_slice()) {
-            (0, [_direction, count, "packets"]) => page.packets = count.parse()?,
-            (1, ["delivered" | "sent", count, ..]) => page.passed = count.parse()?,
-            (_, [reason, count]) => {
-                page.drops.insert((*reason).to_owned(), count.parse()?);
-            }
-            _ => bail!("{part:?}"),
-        }
-    }
-    Ok(page)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn books_are_read_as_they_are_written() {
-        let line = r#"{"level":"INFO","message":"stopped: rx 10 packets, delivered 7 (700 bytes), unknown_peer 2, bad_mac 1; tx 2 packets, sent 2 (200 bytes); 5 datagrams found the socket's buffer full","device":"flannel.1"}"#;
-        let books = read_books(line).unwrap();
-        assert_eq!(books.device, "flannel.1");
-        assert!(books.rx.balances() && books.tx.balances());
-        assert_eq!(
-            (books.rx.packets, books.rx.dropped("unknown_peer"), books.rx.dropped("bad_mac")),
-            (10, 2, 1)
-        );
-        assert_eq!((books.tx.packets, books.tx.passed, books.overflows), (2, 2, 5));
-        assert!(!Page { packets: 3, ..Page::default() }.balances());
-    }
 }

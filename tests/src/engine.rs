@@ -196,7 +196,7 @@ pub fn table(own: &[VxlanEnd], peers: &[VxlanEnd], port: u16) -> anyhow::Result<
             None => table.push(Peer { endpoint, mac: MacAddr(end.mac), subnets: vec![end.subnet] }),
         }
     }
-    Ok(PeerTable::build(local, table)?)
+    Ok(PeerTable::build(local, &table)?)
 }
 
 /// The end of node `index` (from 0) of a lab cluster: its subnet of `inner` and its underlay address of `outer`.

@@ -10,7 +10,6 @@ pub mod bad;
 pub mod binary;
 pub mod capture;
 pub mod cluster;
-pub mod counts;
 pub mod daemon;
 pub mod engine;
 pub mod flannel;
@@ -18,6 +17,8 @@ pub mod harness;
 pub mod netlink;
 pub mod processes;
 pub mod reach;
+
+pub use lab::counts;
 
 /// The cluster's networks in every test: the lab gives node n 10.5.n.0/24 and fd00:5:0:n::/64.
 pub const NETWORKS: [&str; 2] = ["10.5.0.0/16", "fd00:5::/48"];

@@ -14,6 +14,7 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::books::Books;
 use crate::cluster::node::DEVICE;
 use crate::cluster::{Cluster, Node, PodNetwork, Process};
 
@@ -143,6 +144,27 @@ impl Daemons {
     /// Process ids, in the order of the nodes.
     pub fn pids(&self) -> Vec<u32> {
         self.running.iter().map(|daemon| daemon.process.id()).collect()
+    }
+
+    /// Asks every daemon to stop, and answers the books of its engines, node by node. They are in the log only where it
+    /// is JSON: start with `--log-format json`.
+    ///
+    /// # Errors
+    ///
+    /// When one does not end well, or closes no books.
+    pub fn stop(self, patience: Duration) -> anyhow::Result<Vec<Vec<Books>>> {
+        let mut closed = Vec::new();
+        for mut daemon in self.running {
+            let status = daemon.process.terminate(patience)?;
+            let lines = daemon.process.lines();
+            let books = Books::in_log(&lines)?;
+            if !status.success() || books.is_empty() {
+                let last = lines[lines.len().saturating_sub(QUOTED)..].join("\n  ");
+                bail!("flanneld on {} ended with {status} and {} books:\n  {last}", daemon.node, books.len());
+            }
+            closed.push(books);
+        }
+        Ok(closed)
     }
 
     /// An error if one of them has ended, with its last lines.

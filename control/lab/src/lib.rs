@@ -4,6 +4,8 @@
 //! isolation   this process, or a copy of it as pid 1, moves into namespaces of its own
 //! cluster     nodes on an underlay, pods behind them, processes on them
 //! daemons     real flanneld processes on the nodes of a cluster
+//! books       what an engine of theirs counted from its start to its end
+//! counts      the kernel's own counters of a namespace
 //! leases      lease files of nodes that are not there
 //! traffic     ping, TCP, UDP and CPU seconds between any two of them
 //! race        the same traffic over every way to carry packets, side by side
@@ -18,7 +20,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod books;
 pub mod cluster;
+pub mod counts;
 pub mod daemons;
 pub mod enter;
 pub mod isolation;

@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod echo;
+pub mod garbage;
 pub mod ping;
 pub mod scatter;
 pub mod tcp;

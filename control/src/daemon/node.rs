@@ -447,11 +447,18 @@ fn sums(counters: &Counters) -> String {
             drops.concat()
         )
     };
-    let lost = match counters.socket_overflows {
+    let lost = |count: u64, what: &str| match count {
         0 => String::new(),
-        lost => format!("; {lost} datagrams found the socket's buffer full"),
+        count => format!("; {count} {what}"),
     };
-    format!("{}; {}{lost}", direction("rx", "delivered", &counters.rx), direction("tx", "sent", &counters.tx))
+    [
+        direction("rx", "delivered", &counters.rx),
+        "; ".to_owned(),
+        direction("tx", "sent", &counters.tx),
+        lost(counters.socket_overflows, "messages found the socket's buffer full"),
+        lost(counters.ring_overflows, "packets found the device's ring full"),
+    ]
+    .concat()
 }
 
 #[cfg(test)]
@@ -472,6 +479,9 @@ mod tests {
             "rx 10 packets, delivered 7 (700 bytes), unknown_peer 3; tx 2 packets, sent 2 (200 bytes)"
         );
         counters.socket_overflows = 5;
-        assert!(sums(&counters).ends_with("sent 2 (200 bytes); 5 datagrams found the socket's buffer full"));
+        counters.ring_overflows = 6;
+        assert!(sums(&counters).ends_with(
+            "sent 2 (200 bytes); 5 messages found the socket's buffer full; 6 packets found the device's ring full"
+        ));
     }
 }

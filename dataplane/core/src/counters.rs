@@ -183,12 +183,16 @@ pub struct Counters {
     pub foreign_sources: u64,
     /// Inner checksums that a kernel peer left unfinished and that were finished here.
     pub unfinished_checksums: u64,
-    /// Datagrams that the socket dropped before they were read (`SO_RXQ_OVFL`); not part of `rx.packets`.
+    /// Messages that the socket dropped before they were read (`SO_RXQ_OVFL`); not part of `rx.packets`. The kernel
+    /// counts what it would have handed over in one piece, so datagrams that came joined count once.
     pub socket_overflows: u64,
+    /// Packets that the device's ring dropped before they were read (`tx_dropped`); not part of `tx.packets`. A
+    /// superpacket counts once. The kernel counts for the device, so this is 0 in the counters of a single worker.
+    pub ring_overflows: u64,
 }
 
 /// How many numbers [`Counters`] is.
-pub const WORDS: usize = 2 * (4 + DropReason::ALL.len()) + 5;
+pub const WORDS: usize = 2 * (4 + DropReason::ALL.len()) + 6;
 
 impl Counters {
     /// All numbers in a fixed order, for publication word by word.
@@ -205,6 +209,7 @@ impl Counters {
                 self.foreign_sources,
                 self.unfinished_checksums,
                 self.socket_overflows,
+                self.ring_overflows,
             ])
     }
 
@@ -237,6 +242,7 @@ impl Counters {
             foreign_sources: next(),
             unfinished_checksums: next(),
             socket_overflows: next(),
+            ring_overflows: next(),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::flow::FlowKey;
 use crate::icmp::{self, Complaint, Limiter, ReplyQueue};
 use crate::merge::Merger;
 use crate::mtu::{self, LinkMtu, OverlayMtu};
-use crate::peers::{Owner, Peer, PeerTable};
+use crate::peers::{Owner, PeerTable, Vtep};
 use crate::split::Segmenter;
 use crate::train::Train;
 use crate::wire::edit::{
@@ -233,7 +233,7 @@ impl Forwarder {
         packet: &mut [u8],
         ip: &Ip,
         counters: &mut Counters,
-    ) -> Result<&'t Peer, Refusal> {
+    ) -> Result<&'t Vtep, Refusal> {
         if !is_unicast(&ip.destination) {
             return Err(DropReason::NotUnicast.into());
         }
@@ -271,7 +271,7 @@ impl Forwarder {
     fn send(
         &self,
         table: &PeerTable,
-        peer: &Peer,
+        peer: &Vtep,
         vnet: VnetHdr,
         packet: &mut [u8],
         ip: &Ip,

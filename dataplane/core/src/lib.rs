@@ -60,7 +60,7 @@ pub use icmp::ReplyQueue;
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use merge::{MergeConfig, Merger, Piece, TunWrite};
 pub use mtu::{LinkMtu, OverlayMtu};
-pub use peers::{Local, Owner, Peer, PeerTable, PeerTableError};
+pub use peers::{Local, Owner, Peer, PeerTable, PeerTableError, Vtep};
 pub use train::Train;
 pub use wire::vnet::{VNET_HDR_LEN, VnetHdr};
 pub use wire::{Family, MacAddr};

@@ -66,11 +66,20 @@ impl fmt::Display for PeerTableError {
 
 impl core::error::Error for PeerTableError {}
 
+/// A peer's end of the tunnel: all of it that packets need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vtep {
+    /// Its public address and UDP port.
+    pub endpoint: SocketAddr,
+    /// Its published VtepMAC; not used by the raw format.
+    pub mac: MacAddr,
+}
+
 /// Whose an address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner<'a> {
     /// A peer's subnet.
-    Peer(&'a Peer),
+    Peer(&'a Vtep),
     /// Our own subnet.
     Own,
     /// Inside the cluster networks, leased by nobody.
@@ -86,9 +95,10 @@ const CLUSTER: u32 = NONE - 2;
 #[derive(Clone, Debug)]
 pub struct PeerTable {
     local: Local,
-    peers: Vec<Peer>,
-    /// Endpoint addresses, sorted: who may send us datagrams.
-    senders: Vec<IpAddr>,
+    peers: Vec<Vtep>,
+    /// Endpoint addresses, sorted: who may send us datagrams. By family, for an `IpAddr` is four times an IPv4 address.
+    senders_v4: Vec<u32>,
+    senders_v6: Vec<u128>,
     v4: PrefixMap<u32>,
     v6: PrefixMap<u128>,
 }
@@ -97,14 +107,14 @@ impl PeerTable {
     /// A table without peers.
     #[must_use]
     pub fn empty(local: Local) -> Self {
-        Self::assemble(local, Vec::new())
+        Self::assemble(local, &[])
     }
 
     /// Builds the table.
     ///
     /// # Errors
     /// [`PeerTableError`] names the subnet or endpoint that contradicts the rest.
-    pub fn build(local: Local, peers: Vec<Peer>) -> Result<Self, PeerTableError> {
+    pub fn build(local: Local, peers: &[Peer]) -> Result<Self, PeerTableError> {
         let mut subnets: Vec<IpNet> = local
             .subnets
             .iter()
@@ -115,18 +125,25 @@ impl PeerTable {
         if let Some(twice) = subnets.array_windows().find(|[a, b]| a == b).map(|[a, _]| *a) {
             return Err(PeerTableError::DuplicateSubnet(twice));
         }
+        drop(subnets);
         let table = Self::assemble(local, peers);
-        let inside = |peer: &&Peer| matches!(table.owner(peer.endpoint.ip()), Owner::Peer(_) | Owner::Own);
+        let inside = |peer: &&Vtep| matches!(table.owner(peer.endpoint.ip()), Owner::Peer(_) | Owner::Own);
         if let Some(peer) = table.peers.iter().find(inside) {
             return Err(PeerTableError::EndpointInOverlay(peer.endpoint));
         }
         Ok(table)
     }
 
-    fn assemble(local: Local, peers: Vec<Peer>) -> Self {
-        let mut senders: Vec<IpAddr> = peers.iter().map(|peer| peer.endpoint.ip()).collect();
-        senders.sort_unstable();
-        senders.dedup();
+    fn assemble(local: Local, peers: &[Peer]) -> Self {
+        let (mut senders_v4, mut senders_v6) = (Vec::new(), Vec::new());
+        for peer in peers {
+            match peer.endpoint.ip() {
+                IpAddr::V4(ip) => senders_v4.push(u32::from(ip)),
+                IpAddr::V6(ip) => senders_v6.push(u128::from(ip)),
+            }
+        }
+        set(&mut senders_v4);
+        set(&mut senders_v6);
         // Later entries win over equal earlier ones: the networks come first.
         let networks = local.networks.iter().map(|net| (net, CLUSTER));
         let own = local.subnets.iter().map(|net| (net, OWN));
@@ -138,7 +155,8 @@ impl PeerTable {
                 IpNet::V6(net) => v6.push((u128::from(net.addr()), net.prefix_len(), value)),
             }
         }
-        Self { v4: PrefixMap::build(v4), v6: PrefixMap::build(v6), local, peers, senders }
+        let peers = peers.iter().map(|peer| Vtep { endpoint: peer.endpoint, mac: peer.mac }).collect();
+        Self { v4: PrefixMap::build(v4), v6: PrefixMap::build(v6), local, peers, senders_v4, senders_v6 }
     }
 
     /// Whose `address` is.
@@ -160,7 +178,10 @@ impl PeerTable {
     /// A peer with the endpoint address `from`, whatever the port: kernel VXLAN hashes flows into it.
     #[must_use]
     pub fn knows(&self, from: IpAddr) -> bool {
-        self.senders.binary_search(&from).is_ok()
+        match from {
+            IpAddr::V4(from) => self.senders_v4.binary_search(&u32::from(from)).is_ok(),
+            IpAddr::V6(from) => self.senders_v6.binary_search(&u128::from(from)).is_ok(),
+        }
     }
 
     /// This node.
@@ -169,11 +190,18 @@ impl PeerTable {
         &self.local
     }
 
-    /// The other nodes.
+    /// The other nodes' ends of the tunnel.
     #[must_use]
-    pub fn peers(&self) -> &[Peer] {
+    pub fn peers(&self) -> &[Vtep] {
         &self.peers
     }
+}
+
+/// Makes a sorted set of a list, without room to spare.
+fn set<T: Ord>(list: &mut Vec<T>) {
+    list.sort_unstable();
+    list.dedup();
+    list.shrink_to_fit();
 }
 
 #[cfg(test)]
@@ -202,7 +230,7 @@ mod tests {
     fn every_address_has_one_owner() {
         let table = PeerTable::build(
             local(),
-            vec![peer("192.0.2.2:8472", "10.244.2.0/24"), peer("192.0.2.3:8472", "fd00:0:0:3::/64")],
+            &[peer("192.0.2.2:8472", "10.244.2.0/24"), peer("192.0.2.3:8472", "fd00:0:0:3::/64")],
         )
         .unwrap();
         let owner = |text: &str| table.owner(text.parse().unwrap());
@@ -218,9 +246,9 @@ mod tests {
 
     #[test]
     fn contradictions_are_named() {
-        let twice = PeerTable::build(local(), vec![peer("192.0.2.2:1", "10.244.1.0/24")]).unwrap_err();
+        let twice = PeerTable::build(local(), &[peer("192.0.2.2:1", "10.244.1.0/24")]).unwrap_err();
         assert_eq!(twice, PeerTableError::DuplicateSubnet(net("10.244.1.0/24")));
-        let looped = PeerTable::build(local(), vec![peer("10.244.2.9:1", "10.244.2.0/24")]).unwrap_err();
+        let looped = PeerTable::build(local(), &[peer("10.244.2.9:1", "10.244.2.0/24")]).unwrap_err();
         assert_eq!(looped, PeerTableError::EndpointInOverlay("10.244.2.9:1".parse().unwrap()));
     }
 }

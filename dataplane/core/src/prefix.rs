@@ -57,7 +57,7 @@ const GRID_PER_INTERVAL: usize = 8;
 /// Prefixes of one family, each with a value other than [`NONE`].
 #[derive(Clone, Debug)]
 pub struct PrefixMap<A> {
-    /// Where each interval starts, ascending; it ends where the next one starts.
+    /// Where each interval starts, ascending; it ends where the next one starts. Empty where there is a grid.
     starts: Vec<A>,
     values: Vec<u32>,
     grid: Option<Grid<A>>,
@@ -85,6 +85,12 @@ impl<A: Bits> PrefixMap<A> {
         }
         map.close_until(&mut open, None);
         map.grid = map.lay_grid();
+        if map.grid.is_some() {
+            // The grid answers every question, and a hundred thousand leases come and go by whole tables.
+            (map.starts, map.values) = (Vec::new(), Vec::new());
+        }
+        map.starts.shrink_to_fit();
+        map.values.shrink_to_fit();
         map
     }
 

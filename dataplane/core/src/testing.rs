@@ -319,11 +319,11 @@ pub fn crowd(own: u8, nodes: u8) -> PeerTable {
         mac: mac(own),
         addresses: vec![IpAddr::from([10, 244, own, 0]), alloc::format!("fd00:0:0:{own}::").parse().unwrap()],
     };
-    let peers = (1..=nodes)
+    let peers: Vec<Peer> = (1..=nodes)
         .filter(|n| *n != own)
         .map(|n| Peer { endpoint: endpoint(n), mac: mac(n), subnets: subnets(n) })
         .collect();
-    PeerTable::build(local, peers).unwrap()
+    PeerTable::build(local, &peers).unwrap()
 }
 
 /// A forwarder with an overlay MTU of 1450.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::OnceLock;
 
 use dataplane::core::{
-    Encap, Family, IpNet, LinkMtu, Local, MacAddr, OverlayMtu, Peer, PeerTable, SourceCheck, Vni,
+    Encap, Family, IpNet, Ipv4Net, LinkMtu, Local, MacAddr, OverlayMtu, Peer, PeerTable, SourceCheck, Vni,
 };
 use dataplane::{Engine, EngineConfig, EngineHandle, Features, Tuning};
 use hostnet::kernel::{Kernel, LinkSettings, Vxlan};
@@ -35,6 +35,8 @@ pub(crate) struct Shape {
     /// Node 2 is a kernel VXLAN device; `Some(true)` if it sends UDP checksums over IPv4.
     pub(crate) kernel: Option<bool>,
     pub(crate) tuning: Tuning,
+    /// Further peers, in the engines' tables only.
+    pub(crate) crowd: u32,
 }
 
 impl Shape {
@@ -45,6 +47,7 @@ impl Shape {
             off: Features::NONE,
             kernel: None,
             tuning: Tuning::default(),
+            crowd: 0,
         }
     }
 
@@ -106,15 +109,24 @@ fn mac(n: u8) -> MacAddr {
     MacAddr([2, 0, 0, 0, 0, n])
 }
 
-fn table(own: u8, other: u8, endpoint: SocketAddr) -> PeerTable {
+/// The table of node `own` of a pair, with the shape's crowd.
+pub(crate) fn table(own: u8, shape: &Shape) -> PeerTable {
+    let other = 3 - own;
     let local = Local {
         subnets: subnets(own),
         networks: vec!["10.244.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()],
         mac: mac(own),
         addresses: vec![overlay(own, Family::V4), overlay(own, Family::V6)],
     };
-    let peer = Peer { endpoint, mac: mac(other), subnets: subnets(other) };
-    PeerTable::build(local, vec![peer]).unwrap()
+    let endpoint = SocketAddr::from((underlay(other, shape.underlay), PORT));
+    let crowd = (0..shape.crowd).map(|n| {
+        let ip = Ipv4Addr::from(0xac10_0000 + n);
+        let subnet = Ipv4Net::new(Ipv4Addr::from(0x0b00_0000 + (n << 8)), 24).unwrap();
+        Peer { endpoint: (ip, PORT).into(), mac: MacAddr::default(), subnets: vec![subnet.into()] }
+    });
+    let peers: Vec<Peer> =
+        crowd.chain([Peer { endpoint, mac: mac(other), subnets: subnets(other) }]).collect();
+    PeerTable::build(local, &peers).unwrap()
 }
 
 /// Runs netlink calls in a namespace.
@@ -170,8 +182,7 @@ fn engine(ns: &NetNs, own: u8, shape: &Shape) -> EngineHandle {
         }
         up(&kernel, DEVICE).await;
     });
-    let endpoint = SocketAddr::from((underlay(3 - own, shape.underlay), PORT));
-    engine.start(table(own, 3 - own, endpoint)).unwrap()
+    engine.start(table(own, shape)).unwrap()
 }
 
 /// Node 2 as flannel programs the kernel: a static neighbour, FDB entry and onlink route for node 1.

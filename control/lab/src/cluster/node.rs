@@ -127,6 +127,17 @@ impl Node {
         self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
     }
 
+    /// Plugs its cable in or pulls it out: without it nobody answers for its addresses.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn plug(&self, up: bool) -> anyhow::Result<()> {
+        in_namespace(self.namespace(), async |kernel: Kernel| {
+            Ok(kernel.set_link(DEVICE, &LinkSettings { up: Some(up), ..LinkSettings::default() }).await?)
+        })
+    }
+
     /// Its address of the subnet's family, by which the subnet is reached.
     pub(super) fn address_for(&self, subnet: &IpNet) -> anyhow::Result<IpAddr> {
         let address = match subnet {

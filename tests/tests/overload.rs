@@ -1,0 +1,228 @@
+//! A node that gets more than it can carry, or what it must not carry: the books balance, memory stays, others get
+//! through. How fast is for the benchmark `overload`.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use dataplane_core::{DropReason, Encap, Family};
+use lab::traffic::garbage::{Garbage, GarbageReport, during};
+use lab::traffic::udp::{Flood, flood};
+use lab::{Cluster, Plan, PodNetwork, Scene, Underlay};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use promises::cluster::{Inner, Ours, net_conf};
+use promises::engine::{EngineNode, Spec, end_of, port_of, table, vxlan};
+use promises::{account, bad, harness, reach};
+
+/// An address on the underlay that no node has.
+const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
+/// KiB by which a node under a flood may grow: buffers that were never full before.
+const GROWTH: u64 = 1024;
+/// Peers of a node of which one is bad.
+const PEERS: usize = 10;
+/// Bytes of a transfer beside a flood.
+const TRANSFER: u64 = 3_000_000;
+
+fn main() -> ExitCode {
+    harness::of_daemons(
+        "promise-overload",
+        lab::cases![
+            garbage_of_any_kind_costs_no_memory_and_stops_no_transfer,
+            one_bad_peer_of_ten_does_not_stop_the_nine,
+            peers_that_come_and_go_cost_those_who_stay_no_packet,
+        ],
+    )
+}
+
+/// KiB of a process's memory that is no file's.
+fn anonymous(pid: Pid) -> anyhow::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:")).context("no such line")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// A stranger, and whoever borrows a peer's address, send as fast as they can.
+fn garbage_of_any_kind_costs_no_memory_and_stops_no_transfer(scene: &Scene) -> anyhow::Result<()> {
+    let plan = Plan { underlay: Underlay::V4, ..Plan::nodes(3) };
+    let ours = Ours::start(&plan, scene.dir(), &net_conf("vxlan", Inner::V4))?;
+    ours.all_reach_each_other()?;
+    let [victim, peer, third] = ours.cluster.nodes() else { anyhow::bail!("three nodes") };
+    let to = SocketAddrV4::new(victim.v4().context("an address")?, 8472);
+    let pid = ours.daemons.first().context("a daemon")?.pid();
+    let path = reach::path(ours.pod(1)?, ours.pod(0)?, Family::V4)?;
+    reach::transfer(path, TRANSFER)?;
+    let encap = vxlan();
+    let (own, theirs) =
+        (end_of(victim, 0, Family::V4, Family::V4)?, end_of(peer, 1, Family::V4, Family::V4)?);
+    let wrap = |packet: &[u8]| {
+        bad::wrap(
+            &encap,
+            dataplane_core::MacAddr(theirs.mac),
+            dataplane_core::MacAddr(own.mac),
+            Family::V4,
+            packet,
+        )
+    };
+    let right = wrap(&bad::good(Family::V4).packet());
+    let mut foreign_vni = right.clone();
+    foreign_vni[4..7].copy_from_slice(&[0, 0, 77]);
+    let mut random = fastrand::Rng::with_seed(1);
+    let noise: Vec<Vec<u8>> =
+        (0..64).map(|_| (0..random.usize(1..1400)).map(|_| random.u8(..)).collect()).collect();
+    let kinds = [
+        ("runts", vec![vec![0]], None),
+        ("noise", noise, None),
+        ("right but for the MAC", vec![right], None),
+        ("a foreign VNI", vec![foreign_vni.clone()], None),
+        ("a foreign VNI, many at a time", vec![foreign_vni], Some(44)),
+    ];
+    let mut sent = 0;
+    let mut memory = anonymous(pid)?;
+    for (name, datagrams, segments) in kinds {
+        for from in [STRANGER, third.v4().context("an address")?] {
+            let garbage = Garbage { from, to, datagrams: datagrams.clone(), segments, rate: None };
+            let (moved, report): (_, GarbageReport) =
+                during(third.namespace(), &garbage, || reach::transfer(path, TRANSFER))
+                    .with_context(|| format!("{name} from {from}"))?;
+            ensure!(moved > 0.0 && report.sent > 1000, "there was no flood of {name}: {report:?}");
+            sent += report.sent;
+        }
+        // The first flood fills buffers that no traffic had filled before.
+        let grown = anonymous(pid)?;
+        ensure!(grown <= memory + GROWTH, "{name}: {memory} KiB before, {grown} KiB after");
+        memory = memory.max(grown.min(memory + GROWTH / 8));
+    }
+    let books = ours.stop()?;
+    let [victim] = books.first().context("books")?.as_slice() else { anyhow::bail!("one engine") };
+    let refused: u64 = victim.rx.drops.values().sum();
+    ensure!(refused > sent / 1000, "of {sent} datagrams of garbage: {victim:?}");
+    ensure!(victim.rx.dropped("unknown_peer") > 0 && victim.rx.dropped("bad_vni") > 0, "{victim:?}");
+    Ok(())
+}
+
+/// What is wrong with the last peer.
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    /// Its cable is out, so that nobody answers for its address.
+    Unplugged,
+    /// Its daemon stands still.
+    Stopped,
+    /// No engine listens there.
+    Dead,
+}
+
+/// A node sends to ten peers, to the bad one as fast as it can: each of the nine still gets all that is sent to it.
+fn one_bad_peer_of_ten_does_not_stop_the_nine(scene: &Scene) -> anyhow::Result<()> {
+    let plan = Plan { underlay: Underlay::V4, ..Plan::nodes(PEERS + 1) };
+    let mut ours = Ours::start(&plan, scene.dir(), &net_conf("vxlan", Inner::V4))?;
+    for to in 1..=PEERS {
+        reach::ping(reach::path(ours.pod(0)?, ours.pod(to)?, Family::V4)?)?;
+    }
+    for trouble in [Trouble::Unplugged, Trouble::Stopped, Trouble::Dead] {
+        let bad = ours.cluster.nodes().last().context("a last node")?;
+        let pid = ours.daemons.last().context("a daemon")?.pid();
+        match trouble {
+            Trouble::Unplugged => bad.plug(false)?,
+            Trouble::Stopped => kill(pid, Signal::SIGSTOP)?,
+            Trouble::Dead => drop(ours.daemons.pop().context("a daemon")?.kill()?),
+        }
+        let outcome = nine_get_everything(&ours).with_context(|| format!("the tenth: {trouble:?}"));
+        match trouble {
+            Trouble::Unplugged => ours.cluster.nodes().last().context("a last node")?.plug(true)?,
+            Trouble::Stopped => kill(pid, Signal::SIGCONT)?,
+            Trouble::Dead => {}
+        }
+        outcome?;
+    }
+    ours.stop().map(drop)
+}
+
+fn nine_get_everything(ours: &Ours) -> anyhow::Result<()> {
+    let last = reach::path(ours.pod(0)?, ours.pod(PEERS)?, Family::V4)?;
+    let (IpAddr::V4(to), Some(IpAddr::V4(from))) = (last.address, ours.pod(0)?.v4()) else {
+        anyhow::bail!("pods without IPv4")
+    };
+    let datagrams = vec![vec![0; 1200]];
+    let blind = Garbage { from, to: SocketAddrV4::new(to, 9), datagrams, segments: None, rate: None };
+    let paths = (1..PEERS)
+        .map(|to| reach::path(ours.pod(0)?, ours.pod(to)?, Family::V4))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let (_, report) = during(last.from, &blind, || {
+        thread::scope(|scope| {
+            let moving: Vec<_> =
+                paths.iter().map(|path| scope.spawn(|| reach::transfer(*path, TRANSFER))).collect();
+            let join = |moving: thread::ScopedJoinHandle<'_, _>| {
+                moving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            // All are joined before the first error is looked at.
+            let ended: Vec<_> = moving.into_iter().map(join).collect();
+            ended.into_iter().collect::<anyhow::Result<Vec<f64>>>()
+        })
+    })?;
+    ensure!(report.sent > 1000, "nothing was sent to the tenth: {report:?}");
+    Ok(())
+}
+
+/// New tables as fast as they can be built, of a thousand peers more or none: no packet of those who stay is lost.
+fn peers_that_come_and_go_cost_those_who_stay_no_packet(_: &Scene) -> anyhow::Result<()> {
+    for encap in [Encap::Raw, vxlan()] {
+        let mut cluster = Cluster::build(&Plan { underlay: Underlay::V4, ..Plan::pair() })?;
+        let nodes = cluster.nodes();
+        let ends =
+            [end_of(&nodes[0], 0, Family::V4, Family::V4)?, end_of(&nodes[1], 1, Family::V4, Family::V4)?];
+        let spec = Spec::new(encap);
+        let engines = [
+            EngineNode::start(&nodes[0], &spec, &ends[..1], &ends[1..])?,
+            EngineNode::start(&nodes[1], &spec, &ends[1..], &ends[..1])?,
+        ];
+        let mtu = spec.mtu(Family::V4)?.get().into();
+        for (node, end) in cluster.nodes_mut().iter_mut().zip(ends) {
+            node.add_pod(&PodNetwork { subnets: vec![end.subnet], mtu })?;
+        }
+        let nodes = cluster.nodes();
+        let path = reach::path(&nodes[0].pods()[0], &nodes[1].pods()[0], Family::V4)?;
+        reach::ping(path)?;
+        let ended = AtomicBool::new(false);
+        let (published, traffic) = thread::scope(|scope| {
+            let churn = scope.spawn(|| -> anyhow::Result<u64> {
+                let mut published = 0_u64;
+                while !ended.load(Ordering::Acquire) {
+                    for (index, engine) in engines.iter().enumerate() {
+                        let mut peers = vec![ends[1 - index]];
+                        if published.is_multiple_of(2) {
+                            peers.extend((0..1000_u32).map(|n| crowd(ends[1], n)));
+                        }
+                        engine.handle().publish(table(&ends[index..=index], &peers, port_of(&encap))?);
+                    }
+                    published += 1;
+                }
+                Ok(published)
+            });
+            let traffic = (|| {
+                reach::transfer(path, 20_000_000)?;
+                flood(path, &Flood { rate: Some(5000.0), ..Flood::new(1200, Duration::from_millis(500)) })
+            })();
+            ended.store(true, Ordering::Release);
+            (churn.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), traffic)
+        });
+        let (published, report) = (published?, traffic?);
+        ensure!(published > 100, "only {published} tables");
+        ensure!(report.received == report.sent && report.wrong_size == 0, "{report:?}");
+        for engine in engines {
+            account::only_dropped(&engine.stop()?, &[DropReason::NotUnicast])?;
+        }
+    }
+    Ok(())
+}
+
+/// A peer with a /32 of its own in the cluster's network.
+fn crowd(like: lab::cluster::vxlan::VxlanEnd, number: u32) -> lab::cluster::vxlan::VxlanEnd {
+    let address = Ipv4Addr::from(0x0a05_8000 + number);
+    let public = IpAddr::from(Ipv4Addr::from(0xac10_0000 + number));
+    lab::cluster::vxlan::VxlanEnd { subnet: IpAddr::from(address).into(), public, ..like }
+}
