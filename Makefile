@@ -1,5 +1,5 @@
 # Each target is one line that a person could type. `make demo` is the place to start.
-.PHONY: demo test bench overload fuzz corpus micro check tools
+.PHONY: demo test bench overload fuzz corpus micro instructions accept-instructions check tools
 
 demo: tools   ## three nodes on this machine, and a race between the ways to carry packets
 	cargo run --release --quiet -p control --bin flanneld -- demo
@@ -7,7 +7,7 @@ demo: tools   ## three nodes on this machine, and a race between the ways to car
 test: tools   ## unit, property, corpus replay, namespaces; what cannot run says so
 	.ci/test
 
-bench: tools  ## the side-by-side race in namespaces: table, JSON and SVG in benches/results
+bench: tools  ## the side-by-side race in namespaces: tables, figures to reach, JSON and SVG in benches/results
 	cargo build --release -p control --bin flanneld && cargo run --release -p benches --bin overlay
 
 overload: tools ## more than a node can carry: loss by place, garbage, a bad peer, churn; JSON in benches/results
@@ -15,6 +15,14 @@ overload: tools ## more than a node can carry: loss by place, garbage, a bad pee
 
 micro: tools  ## criterion benches of the packet core
 	cargo bench -p benches --bench core
+
+instructions: ## instruction counts of the core against benches/callgrind/baseline.json; a rise fails
+	.ci/tools valgrind
+	cargo bench --quiet -p benches --bench instructions
+
+accept-instructions: ## takes today's counts as the baseline of this compiler and CPU
+	.ci/tools valgrind
+	cargo bench --quiet -p benches --bench instructions -- --accept
 
 fuzz: tools   ## every fuzz target for SECONDS each (default 60); needs a nightly toolchain
 	.ci/fuzz $(or $(SECONDS),60)

@@ -1,10 +1,29 @@
-//! What `overlay`, the side-by-side race, shows of its result: tables and plots; and what `overload` measures.
+//! `overlay`, the side-by-side race: what it races, and what it shows of the result; and `overload`.
 //!
-//! The criterion benches of the core are in `benches/core.rs`.
+//! ```text
+//! plan       names on the command line to ways and scenarios
+//! ablation   every permutation of the offloads, and what each is worth
+//! bare       an engine without its daemon, with one lease and with a hundred thousand
+//! lookup     one look-up among a hundred thousand leases
+//! overload   what `overload` measures: too much traffic, garbage, a bad peer, a churn of leases
+//! table      everything, for a terminal
+//! markdown   the README's table
+//! plot       the README's picture
+//! figures    the figures to reach, and whether they are
+//! ```
+//!
+//! The benches of the core are in `benches/core.rs` (time) and `benches/instructions.rs` (counts); what both measure is
+//! in [`packets`].
 #![forbid(unsafe_code)]
 
+pub mod ablation;
+pub mod bare;
+pub mod figures;
+pub mod lookup;
 pub mod markdown;
 pub mod overload;
+pub mod packets;
+pub mod plan;
 pub mod plot;
 pub mod table;
 
@@ -20,12 +39,15 @@ mod sample {
         Outcome {
             way: way.to_owned(),
             role: Role::Engine,
+            off: Vec::new(),
             model: LinkModel::On,
             scenario,
             unit: scenario.unit().to_owned(),
             better: scenario.better(),
             value: value.and_then(|value| Summary::of([value])),
             p99: None,
+            fairness: None,
+            gigabits_per_second: None,
             cpu_machine: None,
             cpu_processes: None,
             to_floor: None,
@@ -38,6 +60,12 @@ mod sample {
 
     pub(crate) fn report(outcomes: Vec<Outcome>) -> Report {
         let settings = Settings { rounds: 1, seconds: 1.0, foreign_limit: 0.03 };
-        Report { machine: Machine::look(String::new()), settings, skipped: Vec::new(), outcomes }
+        Report {
+            machine: Machine::look(String::new()),
+            settings,
+            skipped: Vec::new(),
+            outcomes,
+            asides: Vec::new(),
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::bail;
+use lab::race::way::Role;
 use lab::race::{Outcome, Report, Run, Scenario};
 
 use crate::table::{figure, median, model_name, ratio};
@@ -15,14 +16,25 @@ pub const END: &str = "<!-- bench:end -->";
 /// The columns of the short table, in order.
 const SHOWN: [Scenario; 4] = [Scenario::Tcp1, Scenario::Tcp8, Scenario::Udp64, Scenario::Rtt];
 
+/// What a newcomer wants compared: no engine with parts off, no kernel with an engine at its other end.
+fn is_shown(role: Role) -> bool {
+    match role {
+        Role::Engine | Role::KernelVxlan | Role::HostRoutes | Role::Floor | Role::Program => true,
+        Role::Ablation | Role::Peer => false,
+    }
+}
+
 /// One table a link model: a row a way, ratios beside the figures.
 pub fn tables(report: &Report) -> String {
     let mut text = String::new();
+    let is_shown =
+        |way: &&str| report.outcomes.iter().any(|outcome| outcome.way == *way && is_shown(outcome.role));
+    let ways: Vec<&str> = report.ways().into_iter().filter(is_shown).collect();
     for model in report.models() {
         let cell = |way: &str, scenario| report.outcome(model, scenario, way);
         let shown: Vec<Scenario> = SHOWN
             .into_iter()
-            .filter(|&scenario| report.ways().iter().any(|way| cell(way, scenario).is_some()))
+            .filter(|&scenario| ways.iter().any(|way| cell(way, scenario).is_some()))
             .collect();
         let mut name = model_name(model).chars();
         let begin = name.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
@@ -33,7 +45,7 @@ pub fn tables(report: &Report) -> String {
         text += "\n|---|";
         text += &"--:|".repeat(shown.iter().map(|scenario| head(*scenario).matches('|').count() + 1).sum());
         text.push('\n');
-        for way in report.ways() {
+        for &way in &ways {
             text += &format!("| {way} |");
             for &scenario in &shown {
                 text += &format!(" {} |", cell(way, scenario).map_or_else(String::new, row));
@@ -52,10 +64,7 @@ fn head(scenario: Scenario) -> &'static str {
         Scenario::Tcp8 => "8 streams, Gb/s",
         Scenario::Udp64 => "UDP 64 B, kpps | of kernel VXLAN",
         Scenario::Rtt => "RTT p50 / p99, us",
-        Scenario::TcpBoth => "both directions, Gb/s",
-        Scenario::CpuAt1G => "CPU s per Gb at 1 Gb/s",
-        Scenario::Udp64Flows => "UDP 64 B 16 flows, kpps",
-        Scenario::UdpGso => "UDP with GSO, Gb/s",
+        other => other.title(),
     }
 }
 
@@ -87,7 +96,8 @@ fn origin(report: &Report) -> String {
         report.settings.seconds,
     );
     let (thrown, all) = report.thrown_away();
-    if report.outcomes.iter().any(|outcome| !outcome.quiet) {
+    let shown = |outcome: &&Outcome| SHOWN.contains(&outcome.scenario) && is_shown(outcome.role);
+    if report.outcomes.iter().filter(shown).any(|outcome| !outcome.quiet) {
         // Writing to a String cannot fail.
         let _infallible = write!(
             text,
@@ -107,7 +117,10 @@ fn counted(report: &Report) -> String {
         let counts = |run: &&Run| run.value.is_some() && (!run.thrown_away || !outcome.quiet);
         outcome.runs.iter().filter(counts).count()
     };
-    let (least, most) = (report.outcomes.iter().map(runs).min(), report.outcomes.iter().map(runs).max());
+    let shown = || {
+        report.outcomes.iter().filter(|outcome| SHOWN.contains(&outcome.scenario) && is_shown(outcome.role))
+    };
+    let (least, most) = (shown().map(runs).min(), shown().map(runs).max());
     match (least.unwrap_or(0), most.unwrap_or(0)) {
         (least, most) if least == most => most.to_string(),
         (least, most) => format!("{least} to {most}"),
@@ -146,11 +159,21 @@ mod tests {
     }
 
     #[test]
+    fn only_what_a_newcomer_needs_is_in_the_table() {
+        let of = |way, role| Outcome { role, ..outcome(way, Scenario::Tcp1, Some(2.5)) };
+        let outcomes = vec![of("engine udp", Role::Engine), of("engine udp spin off", Role::Ablation)];
+        let text = tables(&report(outcomes));
+        assert!(text.contains("| engine udp |") && !text.contains("spin off"), "{text}");
+    }
+
+    #[test]
     fn the_number_of_runs_is_that_of_the_runs_that_count() {
         let run = |thrown_away| Run {
             round: 1,
             value: Some(1.0),
             p99: None,
+            fairness: None,
+            gigabits_per_second: None,
             cpu_machine: None,
             cpu_processes: None,
             foreign: 0.0,

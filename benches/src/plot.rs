@@ -10,6 +10,9 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::table::figure;
 
+/// What is drawn: a picture of everything would be read by nobody.
+const SHOWN: [Scenario; 6] =
+    [Scenario::Tcp1, Scenario::Tcp8, Scenario::CpuAt1G, Scenario::Udp64, Scenario::UdpGso, Scenario::Rtt];
 const PANEL: (u32, u32) = (460, 300);
 const TITLE: u32 = 34;
 const FONT: &str = "sans-serif";
@@ -20,22 +23,21 @@ const FONT: &str = "sans-serif";
 ///
 /// When there is nothing to draw.
 pub fn svg(report: &Report) -> anyhow::Result<String> {
-    let panels: Vec<(Scenario, LinkModel)> = Scenario::ALL
+    let models = report.models();
+    let rows: Vec<Vec<Panel<'_>>> = SHOWN
         .into_iter()
-        .flat_map(|scenario| report.models().into_iter().map(move |model| (scenario, model)))
-        .filter(|panel| !outcomes(report, *panel).is_empty())
+        .map(|scenario| models.iter().map(|&model| Panel::new(report, scenario, model)).collect())
+        .filter(|row: &Vec<Panel<'_>>| row.iter().any(|panel| !panel.bars.is_empty()))
         .collect();
-    if panels.is_empty() {
+    if rows.is_empty() {
         return Err(anyhow!("the result holds no figure to draw"));
     }
-    let columns = report.models().len();
-    let rows = panels.len().div_ceil(columns);
-    let width = PANEL.0 * u32::try_from(columns)?;
-    let height = TITLE + PANEL.1 * u32::try_from(rows)?;
+    let width = PANEL.0 * u32::try_from(models.len())?;
+    let height = TITLE + PANEL.1 * u32::try_from(rows.len())?;
     let mut text = String::new();
     {
         let root = SVGBackend::with_string(&mut text, (width, height)).into_drawing_area();
-        draw(report, &panels, (rows, columns), &root)?;
+        draw(report, &rows, &root)?;
         root.present()?;
     }
     Ok(text)
@@ -43,39 +45,44 @@ pub fn svg(report: &Report) -> anyhow::Result<String> {
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-fn draw(
-    report: &Report,
-    panels: &[(Scenario, LinkModel)],
-    shape: (usize, usize),
-    root: &Area<'_>,
-) -> anyhow::Result<()> {
+/// One scenario on one link, and the bars that it has there.
+struct Panel<'a> {
+    scenario: Scenario,
+    model: LinkModel,
+    bars: Vec<&'a Outcome>,
+}
+
+impl<'a> Panel<'a> {
+    fn new(report: &'a Report, scenario: Scenario, model: LinkModel) -> Self {
+        let is = |outcome: &&Outcome| {
+            (outcome.scenario, outcome.model) == (scenario, model)
+                && outcome.value.is_some()
+                && outcome.role != Role::Ablation
+        };
+        Self { scenario, model, bars: report.outcomes.iter().filter(is).collect() }
+    }
+}
+
+fn draw(report: &Report, rows: &[Vec<Panel<'_>>], root: &Area<'_>) -> anyhow::Result<()> {
     root.fill(&WHITE)?;
     let machine = &report.machine;
     let day = machine.started.split('T').next().unwrap_or_default();
     let title =
         format!("flannel-rs {}, Linux {}, {} CPUs, {day}", machine.version, machine.kernel, machine.cpus);
     let below = root.titled(&title, (FONT, 18))?;
-    for (area, panel) in below.split_evenly(shape).iter().zip(panels) {
-        draw_panel(area, *panel, &outcomes(report, *panel))?;
+    let columns = rows.first().map_or(1, Vec::len);
+    let areas = below.split_evenly((rows.len(), columns));
+    for (area, panel) in areas.iter().zip(rows.iter().flatten()).filter(|(_, panel)| !panel.bars.is_empty()) {
+        draw_panel(area, panel)?;
     }
     Ok(())
 }
 
-fn outcomes(report: &Report, (scenario, model): (Scenario, LinkModel)) -> Vec<&Outcome> {
-    let is = |outcome: &&Outcome| {
-        (outcome.scenario, outcome.model) == (scenario, model) && outcome.value.is_some()
-    };
-    report.outcomes.iter().filter(is).collect()
-}
-
-fn draw_panel(
-    area: &Area<'_>,
-    (scenario, model): (Scenario, LinkModel),
-    bars: &[&Outcome],
-) -> anyhow::Result<()> {
+fn draw_panel(area: &Area<'_>, panel: &Panel<'_>) -> anyhow::Result<()> {
+    let Panel { scenario, model, bars } = panel;
     let most =
         bars.iter().filter_map(|bar| bar.value).map(|value| value.max).fold(f64::MIN_POSITIVE, f64::max);
-    let link = match model {
+    let link = match *model {
         LinkModel::On => "all offloads",
         LinkModel::Nic => "like a network card",
     };
@@ -86,7 +93,7 @@ fn draw_panel(
         .caption(format!("{} [{}], {link}", scenario.title(), scenario.unit()), (FONT, 13))
         .margin(8)
         .x_label_area_size(24)
-        .y_label_area_size(if names.iter().any(|name| name.len() > 14) { 190 } else { 90 })
+        .y_label_area_size(if names.iter().any(|name| name.len() > 14) { 210 } else { 90 })
         .build_cartesian_2d(0.0..most * 1.15, (0..bars.len()).into_segmented())?;
     let label = |at: &SegmentValue<usize>| match at {
         SegmentValue::CenterOf(index) => names.get(*index).cloned().unwrap_or_default(),
@@ -125,6 +132,8 @@ fn colour(role: Role) -> RGBColor {
         Role::HostRoutes => RGBColor(0x1b, 0x9e, 0x77),
         Role::Floor => RGBColor(0x99, 0x99, 0x99),
         Role::Ablation => RGBColor(0xe6, 0xab, 0x02),
+        Role::Peer => RGBColor(0xb3, 0xb0, 0xd8),
+        Role::Program => RGBColor(0xe7, 0x29, 0x8a),
     }
 }
 
@@ -135,12 +144,21 @@ mod tests {
 
     #[test]
     fn every_way_has_a_bar_with_its_figure() {
-        let ways = [("engine udp", 12.3), ("engine udp without tun-vnet-hdr", 2.4), ("floor", 0.987)];
+        let ways = [("engine udp", 12.3), ("kernel vxlan (no checksums) to engine", 2.4), ("floor", 0.987)];
         let outcomes = ways.map(|(way, value)| outcome(way, Scenario::Tcp1, Some(value)));
         let picture = svg(&report(outcomes.to_vec())).unwrap();
-        for text in ["engine udp", "engine udp without tun-vnet-hdr", "floor", "12.3", "2.40", "0.987"] {
+        for text in ["engine udp", "kernel vxlan (no checksums) to engine", "floor", "12.3", "2.40", "0.987"]
+        {
             assert!(picture.contains(&format!("\n{text}\n")), "no {text:?} in {picture}");
         }
+    }
+
+    #[test]
+    fn parts_switched_off_are_no_bars() {
+        let part = outcome("engine udp without mmsg", Scenario::Tcp1, Some(1.0));
+        let part = Outcome { role: Role::Ablation, ..part };
+        let picture = svg(&report(vec![part, outcome("floor", Scenario::Tcp1, Some(1.0))])).unwrap();
+        assert!(picture.contains("\nfloor\n") && !picture.contains("without mmsg"), "{picture}");
     }
 
     #[test]

@@ -21,17 +21,49 @@ pub fn tables(report: &Report) -> String {
             }
         }
     }
-    text + &footnotes(report)
+    text + &standing_still(report) + &footnotes(report)
+}
+
+/// Memory, wake-ups and look-up, where they were measured.
+fn standing_still(report: &Report) -> String {
+    if report.asides.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(["of", "leases of others", "what", "value", "", "how"]);
+    for aside in &report.asides {
+        table.add_row([
+            aside.way.clone(),
+            aside.leases.to_string(),
+            aside.quantity.title().to_owned(),
+            figure(aside.value),
+            aside.quantity.unit().to_owned(),
+            aside.how.clone(),
+        ]);
+    }
+    for column in [1, 3] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    format!("\nStanding still\n{table}\n")
 }
 
 fn one(rows: &[&Outcome], scenario: Scenario) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
     let mut head = vec!["way", "x floor", "of kernel vxlan", "of host routes", "median", "min..max"];
-    if scenario == Scenario::Rtt {
-        head.push("p99");
+    if scenario.is_round_trip() {
+        head.extend(["p99", "p99 min..max"]);
     } else {
         head.extend(["cpu-s/Gb machine", "cpu-s/Gb processes"]);
+    }
+    if scenario.has_fairness() {
+        head.push("Jain");
+    }
+    if scenario == Scenario::RttLoaded {
+        head.push("load Gb/s");
     }
     head.push("runs");
     table.set_header(head);
@@ -49,11 +81,19 @@ fn one(rows: &[&Outcome], scenario: Scenario) -> Table {
             }
             None => row.extend([outcome.failure().unwrap_or("no run").to_owned(), String::new()]),
         }
-        if scenario == Scenario::Rtt {
+        if scenario.is_round_trip() {
             row.push(median(outcome.p99.as_ref()));
+            let range = |p99: Summary| format!("{}..{}", figure(p99.min), figure(p99.max));
+            row.push(outcome.p99.map(range).unwrap_or_default());
         } else {
             row.push(median(outcome.cpu_machine.as_ref()));
             row.push(median(outcome.cpu_processes.as_ref()));
+        }
+        if scenario.has_fairness() {
+            row.push(median(outcome.fairness.as_ref()));
+        }
+        if scenario == Scenario::RttLoaded {
+            row.push(median(outcome.gigabits_per_second.as_ref()));
         }
         row.push(runs(outcome));
         table.add_row(row);
@@ -130,6 +170,31 @@ pub fn median(summary: Option<&Summary>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_row_has_as_many_cells_as_its_head() {
+        for scenario in Scenario::ALL {
+            for value in [Some(1.0), None] {
+                let outcome = crate::sample::outcome("engine udp", scenario, value);
+                let text = one(&[&outcome], scenario).to_string();
+                let bars: Vec<usize> = text
+                    .lines()
+                    .map(|line| line.matches(['│', '┆']).count())
+                    .filter(|&bars| bars > 0)
+                    .collect();
+                assert_eq!(bars.len(), 2, "{text}");
+                assert_eq!(bars[0], bars[1], "{scenario}\n{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn shares_stand_beside_the_figure() {
+        let fairness = Summary::of([0.8765]);
+        let outcome = Outcome { fairness, ..crate::sample::outcome("floor", Scenario::Tcp64, Some(1.0)) };
+        let text = one(&[&outcome], Scenario::Tcp64).to_string();
+        assert!(text.contains("Jain") && text.contains("0.876"), "{text}");
+    }
 
     #[test]
     fn figures_keep_three_digits() {

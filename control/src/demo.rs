@@ -132,6 +132,7 @@ fn race(asked: &Asked, dir: &Path, progress: &mut Progress) -> anyhow::Result<Re
         flanneld: PathBuf::from(up::THIS_PROGRAM),
         dir: dir.join("race"),
         skip_broken: true,
+        standing: false,
     };
     race.run(|step| progress.step(step)).context("race")
 }

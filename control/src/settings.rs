@@ -5,7 +5,7 @@ use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dataplane::{Features, SourcePorts, Spin, Tuning};
+use dataplane::{Duplex, Features, SourcePorts, Spin, Tuning};
 use dataplane_core::SourceCheck;
 use regex::Regex;
 
@@ -234,7 +234,13 @@ fn tuning(flags: &RawFlags) -> Result<Tuning, SettingsError> {
         "spread" => SourcePorts::Spread,
         _ => return Err(refuse("engine-source-ports", "expected auto, fixed or spread")),
     };
-    Ok(Tuning { workers, spin, source_ports })
+    let duplex = match flags.text("engine-duplex") {
+        "auto" => Duplex::Auto,
+        "half" => Duplex::Half,
+        "full" => Duplex::Full,
+        _ => return Err(refuse("engine-duplex", "expected auto, half or full")),
+    };
+    Ok(Tuning { workers, duplex, spin, source_ports })
 }
 
 fn address<T: std::str::FromStr>(
@@ -319,6 +325,7 @@ mod tests {
         assert!(error(&["--iface-regex", "eth("]).starts_with("--iface-regex=eth(: "));
         assert!(error(&["--source-check=hard"]).contains("expected loose or strict"));
         assert!(error(&["--engine-workers=0"]).contains("from 1 to 64"));
+        assert!(error(&["--engine-duplex=2"]).contains("auto, half or full"));
         assert!(error(&["--engine-spin=-1"]).contains("from 0 to 10000"));
         assert!(error(&["--engine-source-ports=8472"]).contains("fixed or spread"));
         assert!(error(&["--log-format=xml"]).contains("expected text or json"));
@@ -331,9 +338,11 @@ mod tests {
     #[test]
     fn the_engines_threads_are_told_what_to_do() {
         assert_eq!(settle(&[]).unwrap().tuning, Tuning::default());
-        let words = ["--engine-workers=3", "--engine-spin=20", "--engine-source-ports=fixed"];
+        let words =
+            ["--engine-workers=3", "--engine-duplex=half", "--engine-spin=20", "--engine-source-ports=fixed"];
         let tuning = Tuning {
             workers: NonZeroU8::new(3),
+            duplex: Duplex::Half,
             spin: Spin::UpTo(Duration::from_micros(20)),
             source_ports: SourcePorts::Fixed,
         };

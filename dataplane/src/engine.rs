@@ -7,15 +7,15 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::Receiver;
+use dataplane_core::checksum::Adder;
 use dataplane_core::{Counters, Encap, ForwarderConfig, OverlayMtu, PeerTable, SourceCheck, TxLimits};
-use mio::Waker;
 
 use crate::error::{EngineError, OpenError};
 use crate::event::{EngineEvent, Events};
 use crate::io::ring::RingDrops;
 use crate::io::{KernelTun, KernelUdp};
 use crate::offload::Offload;
-use crate::probe::{Capabilities, Features};
+use crate::probe::{self, Capabilities, Features};
 
 mod board;
 mod deliver;
@@ -26,11 +26,11 @@ mod spin;
 mod tuning;
 mod worker;
 
-use serve::{Readiness, serve};
+use serve::{Readiness, Waker, serve};
 pub use shared::Shared;
 use spin::Patience;
 pub use spin::Spin;
-pub use tuning::{SourcePorts, Tuning};
+pub use tuning::{Duplex, SourcePorts, Tuning};
 pub use worker::{Ready, Turn, Worker, WorkerConfig};
 
 /// What an engine is made of.
@@ -62,6 +62,7 @@ pub struct Engine {
     lanes: u8,
     ring: RingDrops,
     capabilities: Capabilities,
+    adder: Adder,
 }
 
 impl Engine {
@@ -77,8 +78,9 @@ impl Engine {
         let (group, udp_found) = KernelUdp::open_group(config.bind, config.off, workers, lanes)?;
         let [vnet, tso, uso] = tun_found.0;
         let [gso, gro, mmsg] = udp_found.findings;
-        let capabilities =
-            Capabilities::new([vnet, tso, uso, gso, gro, mmsg], udp_found.max_segments, udp_found.buffers);
+        let (adder, simd) = probe::adder(config.off);
+        let findings = [vnet, tso, uso, gso, gro, mmsg, simd];
+        let capabilities = Capabilities::new(findings, udp_found.max_segments, udp_found.buffers);
         let device = tun.name().map_err(|source| OpenError::Tun { device: config.device.clone(), source })?;
         let mut local = config.bind;
         let mut queues = vec![tun];
@@ -91,7 +93,7 @@ impl Engine {
         }
         let ends = queues.into_iter().zip(group).collect();
         let ring = RingDrops::of(&device);
-        Ok(Self { config: config.clone(), device, local, ends, lanes, ring, capabilities })
+        Ok(Self { config: config.clone(), device, local, ends, lanes, ring, capabilities, adder })
     }
 
     /// The name of the TUN device.
@@ -123,7 +125,7 @@ impl Engine {
     /// # Errors
     /// [`OpenError::Worker`] when there is no thread or descriptor left.
     pub fn start(self, table: PeerTable) -> Result<EngineHandle, OpenError> {
-        let Self { config, device, ends, lanes, ring, capabilities, .. } = self;
+        let Self { config, device, ends, lanes, ring, capabilities, adder, .. } = self;
         let failed = |source| OpenError::Worker { source };
         let offload = Offload::new(&capabilities);
         let max_bytes = if config.bind.is_ipv4() { TxLimits::MAX_BYTES_V4 } else { TxLimits::MAX_BYTES_V6 };
@@ -132,41 +134,50 @@ impl Engine {
                 encap: config.encap,
                 mtu: config.mtu,
                 source_check: config.source_check,
+                adder,
             },
             max_bytes,
             offload,
             lanes,
+            side: Ready::BOTH,
         };
         let (events, received) = Events::channel();
-        let bound = config.tuning.spin.bound(usable_cpus(), ends.len());
+        let sides: &[Ready] = if config.tuning.duplex.is_split(usable_cpus(), ends.len()) {
+            &[Ready::TUN, Ready::UDP]
+        } else {
+            &[Ready::BOTH]
+        };
+        let bound = config.tuning.spin.bound(usable_cpus(), ends.len() * sides.len());
         let first = Shared::new(table);
         let (mut wakers, mut shares, mut workers) = (Vec::new(), Vec::new(), Vec::new());
-        for (tun, udp) in ends {
-            let readiness = Readiness::new(tun.raw_fd(), udp.raw_fd()).map_err(failed)?;
-            let shared = if shares.is_empty() { first.clone() } else { first.sibling() };
-            wakers.push(readiness.waker());
-            workers.push((
-                Worker::new(tun, udp, worker_config.clone(), shared.clone(), events.clone()),
-                readiness,
-            ));
-            shares.push(shared);
+        for (number, (tun, udp)) in ends.into_iter().enumerate() {
+            for &side in sides {
+                let readiness = Readiness::new(side, tun.as_fd(), udp.as_fd()).map_err(failed)?;
+                let shared = if shares.is_empty() { first.clone() } else { first.sibling() };
+                wakers.push(readiness.waker());
+                let config = WorkerConfig { side, ..worker_config.clone() };
+                let worker = Worker::new(tun.share(), udp.share(), config, shared.clone(), events.clone());
+                workers.push((format!("engine-{}{number}", side.prefix()), worker, readiness));
+                shares.push(shared);
+            }
         }
-        let wakers: Arc<[Arc<Waker>]> = wakers.into();
+        let wakers: Arc<[Waker]> = wakers.into();
         let mut handle = EngineHandle {
             device,
             capabilities,
             ring,
             shares,
+            threads_a_worker: sides.len(),
             wakers,
             events: received,
             threads: Vec::new(),
         };
-        for (number, (mut worker, mut readiness)) in workers.into_iter().enumerate() {
-            let (shared, wakers) = (handle.shares[number].clone(), handle.wakers.clone());
+        for ((name, mut worker, readiness), shared) in workers.into_iter().zip(handle.shares.clone()) {
+            let wakers = handle.wakers.clone();
             let thread = thread::Builder::new()
-                .name(format!("engine-{number}"))
+                .name(name)
                 .spawn(move || {
-                    let told = serve(&mut worker, &mut readiness, &shared, Patience::new(bound));
+                    let told = serve(&mut worker, &readiness, &shared, Patience::new(bound));
                     // One that ends by itself takes the others with it: half an engine would lose half of the flows.
                     halt(&shared, &wakers);
                     told
@@ -183,12 +194,9 @@ fn usable_cpus() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-fn halt(shared: &Shared, wakers: &[Arc<Waker>]) {
+fn halt(shared: &Shared, wakers: &[Waker]) {
     shared.stop.store(true, Ordering::Release);
-    for waker in wakers {
-        // The eventfd of the waker cannot be full for a sleeping worker; one that is awake sees the flag.
-        waker.wake().ok();
-    }
+    wakers.iter().for_each(Waker::wake);
 }
 
 /// A running engine. Dropped, it stops, and the device goes.
@@ -196,9 +204,10 @@ pub struct EngineHandle {
     device: String,
     capabilities: Capabilities,
     ring: RingDrops,
-    /// One a worker, and there is one at least.
+    /// One a thread, and there is one at least.
     shares: Vec<Arc<Shared>>,
-    wakers: Arc<[Arc<Waker>]>,
+    threads_a_worker: usize,
+    wakers: Arc<[Waker]>,
     events: Receiver<EngineEvent>,
     threads: Vec<JoinHandle<bool>>,
 }
@@ -223,7 +232,10 @@ impl EngineHandle {
     /// The same for each worker.
     #[must_use]
     pub fn workers(&self) -> Vec<Counters> {
-        self.shares.iter().map(|shared| shared.counters()).collect()
+        let sum = |threads: &[Arc<Shared>]| {
+            threads.iter().fold(Counters::default(), |sum, shared| sum.plus(&shared.counters()))
+        };
+        self.shares.chunks(self.threads_a_worker).map(sum).collect()
     }
 
     /// What happened. Read it: a full channel (256 events) loses the newest.

@@ -33,9 +33,9 @@ mod probe;
 mod sys;
 
 pub use dataplane_core as core;
-pub use engine::{Engine, EngineConfig, EngineHandle, SourcePorts, Spin, Tuning};
+pub use engine::{Duplex, Engine, EngineConfig, EngineHandle, SourcePorts, Spin, Tuning};
 pub use error::{EngineError, OpenError};
 pub use event::{EngineEvent, Events};
 pub use offload::{Demotion, Offload};
-pub use probe::{Capabilities, Feature, Features, Finding, UnknownFeature};
+pub use probe::{Capabilities, Feature, Features, Finding, UnknownFeature, adder};
 pub use sys::heap::give_back_memory;

@@ -6,8 +6,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::str::FromStr;
 
+use dataplane_core::checksum::Adder;
 use socket2::{Domain, Socket, Type};
 
+use crate::sys;
 use crate::sys::mmsg::{Outgoing, SendBatch};
 
 /// One way of moving many packets at once that a kernel may lack, or that an operator may switch off.
@@ -26,12 +28,14 @@ pub enum Feature {
     UdpGro,
     /// `mmsg`: many messages in one system call (`sendmmsg`, `recvmmsg`).
     Mmsg,
+    /// `simd`: checksums in wide registers (AVX2, NEON). The CPU's to offer, not the kernel's.
+    Simd,
 }
 
 impl Feature {
     /// All features, in the order in which they are printed.
-    pub const ALL: [Self; 6] =
-        [Self::TunVnetHdr, Self::TunTso, Self::TunUso, Self::UdpGso, Self::UdpGro, Self::Mmsg];
+    pub const ALL: [Self; 7] =
+        [Self::TunVnetHdr, Self::TunTso, Self::TunUso, Self::UdpGso, Self::UdpGro, Self::Mmsg, Self::Simd];
 
     /// The name in flags, logs and metrics.
     #[must_use]
@@ -43,6 +47,7 @@ impl Feature {
             Self::UdpGso => "udp-gso",
             Self::UdpGro => "udp-gro",
             Self::Mmsg => "mmsg",
+            Self::Simd => "simd",
         }
     }
 }
@@ -224,6 +229,16 @@ impl fmt::Display for Capabilities {
             self.receive_buffer >> 10,
             self.send_buffer >> 10
         )
+    }
+}
+
+/// How to sum payloads on this CPU, and what [`Feature::Simd`] answers to that; `off` may hold it.
+#[must_use]
+pub fn adder(off: Features) -> (Adder, Finding) {
+    match sys::checksum::wide_adder() {
+        _ if off.contains(Feature::Simd) => (Adder::SCALAR, Finding::forced()),
+        Some(adder) => (adder, Finding::on(adder.name())),
+        None => (Adder::SCALAR, Finding::off("this CPU has neither AVX2 nor NEON")),
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::buffers::ReceiveBuffers;
+use dataplane::core::checksum::Adder;
 use dataplane::core::testing::{Builder, Transport, cluster, endpoint, tun_read, vxlan};
 use dataplane::core::{Encap, Family, ForwarderConfig, OverlayMtu, SourceCheck, TxLimits};
 use dataplane::engine::{Ready, Shared, Turn, Worker, WorkerConfig};
@@ -116,10 +117,12 @@ fn worker(n: u8, encap: Encap, features: Features, udp: Replay) -> (Worker<Sourc
             encap,
             mtu: OverlayMtu::new(1450).unwrap(),
             source_check: SourceCheck::Strict,
+            adder: Adder::SCALAR,
         },
         max_bytes: TxLimits::MAX_BYTES_V4,
         offload: Offload::with(features, 64),
         lanes: 1,
+        side: Ready::BOTH,
     };
     let shared = Shared::new(cluster(n));
     let (events, _received) = Events::channel();
@@ -130,7 +133,7 @@ fn worker(n: u8, encap: Encap, features: Features, udp: Replay) -> (Worker<Sourc
 fn turn(worker: &mut Worker<Source, Replay>, second: u64) {
     worker.tun_mut().left = 40;
     worker.udp_mut().left = if worker.udp_mut().held.is_empty() { 0 } else { 40 };
-    *worker.ready_mut() = Ready { tun: true, udp: true };
+    worker.set_ready(Ready::BOTH);
     while worker.turn(second * 1_000_000_000) == Turn::Busy {}
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use dataplane_core::checksum::Adder;
 use dataplane_core::wire::edit::l4_is_valid;
 use dataplane_core::wire::{Ip, Length, UDP, get16};
 use hostnet::netns::NetNs;
@@ -64,7 +65,7 @@ impl Captured {
     /// Whether the transport checksum adds up.
     #[must_use]
     pub fn checksum_is_right(&self) -> bool {
-        l4_is_valid(&self.bytes, &self.ip)
+        l4_is_valid(&self.bytes, &self.ip, Adder::SCALAR)
     }
 }
 

@@ -3,19 +3,20 @@
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use benches::{markdown, plot, table};
+use benches::plan::Selection;
+use benches::{ablation, bare, figures, lookup, markdown, plot, table};
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use lab::daemons::Backend;
-use lab::race::{Race, Report, Scenario, Step, Way};
+use lab::race::machine::first_line;
+use lab::race::{Doing, Race, Report, Skipped, Step};
 use lab::{LinkModel, Place, run_inside};
 
-/// The single features that an ablation switches off, as `flanneld --engine-off` names them.
-const FEATURES: [&str; 6] = ["tun-vnet-hdr", "tun-tso", "tun-uso", "udp-gso", "udp-gro", "mmsg"];
+/// Room for the lease files of the largest crowd, a page and an inode each; memory is taken while they are there.
+const SCRATCH_MIB: usize = 1024;
 
 /// Races the engine against kernel VXLAN, plain routes and the engine without offloads, side by side in one run.
 #[derive(Parser)]
@@ -41,23 +42,48 @@ enum Command {
         /// The README
         readme: PathBuf,
     },
+    /// Draw the README's picture
+    Svg {
+        /// A JSON file that a race wrote
+        file: PathBuf,
+        /// The picture
+        svg: PathBuf,
+    },
+    /// Print the figures to reach beside those of a result
+    Figures {
+        /// A JSON file that a race wrote
+        file: PathBuf,
+    },
+    /// Print all tables of a result
+    Show {
+        /// A JSON file that a race wrote
+        file: PathBuf,
+    },
+    /// An engine that is told its peers once: a node of a race
+    #[command(hide = true)]
+    BareEngine {
+        /// 0 or 1
+        node: usize,
+        /// Leases of nodes that are not there
+        crowd: usize,
+    },
 }
 
 #[derive(clap::Args)]
 struct RaceArguments {
-    /// Rounds: each measures every way once
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
-    runs: u16,
-    /// Seconds of one measurement
-    #[arg(long, default_value_t = 3.0)]
-    seconds: f64,
+    /// Rounds: each measures every way once [default: 5, with --ablation 3]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: Option<u16>,
+    /// Seconds of one measurement [default: 1.5, with --ablation 1]
+    #[arg(long)]
+    seconds: Option<f64>,
     /// How the link treats large packets: on (all offloads), nic (as a network card)
     #[arg(long, value_delimiter = ',', default_value = "on,nic", value_parser = model)]
     model: Vec<LinkModel>,
-    /// Only these ways and scenarios, e.g. tcp1,rtt,engine-udp,floor
+    /// Only these ways and scenarios, e.g. tcp1,rtt,engine-udp,floor; `standing` for memory, wake-ups and look-up
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Also race the engine with every feature forced off, one at a time
+    /// Race every permutation of the engine's offloads, and its other settings, against each other
     #[arg(long)]
     ablation: bool,
     /// Extra rounds for runs that were thrown away because other programs were busy
@@ -84,6 +110,12 @@ fn main() -> ExitCode {
     let done = match arguments.command {
         Some(Command::Table { file }) => read(&file).and_then(|report| say(&markdown::tables(&report))),
         Some(Command::Readme { file, readme }) => put_into_readme(&file, &readme),
+        Some(Command::Svg { file, svg }) => read(&file).and_then(|report| draw(&report, &svg)),
+        Some(Command::Figures { file }) => read(&file).and_then(|report| say(&figures::table(&report))),
+        Some(Command::Show { file }) => {
+            read(&file).and_then(|report| say(&(ablation::tables(&report) + &table::tables(&report))))
+        }
+        Some(Command::BareEngine { node, crowd }) => bare::run(node, crowd),
         // The guard must never have had a thread, so this comes before anything else.
         None => match run_inside("flannel-bench") {
             Ok(Place::Outside(code)) => return code,
@@ -102,44 +134,62 @@ fn main() -> ExitCode {
 }
 
 fn race(arguments: &RaceArguments) -> anyhow::Result<()> {
-    let race = plan(arguments)?;
+    let selection = Selection::of(&arguments.only, arguments.ablation)?;
+    let race = plan(arguments, &selection)?;
+    // Before the race: files may change while it runs.
+    let commit = commit();
     let bar = bar();
-    let report = race.run(|step| show(&bar, step))?;
+    let mut report = race.run(|step| show(&bar, step))?;
     bar.finish_and_clear();
-    say(&table::tables(&report))?;
-    fs::create_dir_all(&arguments.out).with_context(|| format!("make {}", arguments.out.display()))?;
-    let day = report.machine.started.split('T').next().unwrap_or("undated");
-    let json = arguments.out.join(format!("{day}-{}.json", report.machine.kernel));
-    let file = File::create(&json).with_context(|| format!("write {}", json.display()))?;
-    serde_json::to_writer_pretty(file, &report).with_context(|| format!("write {}", json.display()))?;
-    let svg = json.with_extension("svg");
-    let picture = plot::svg(&report).context("draw the result")?;
-    fs::write(&svg, picture).with_context(|| format!("write {}", svg.display()))?;
-    say(&format!("\nwritten: {} and {}\n", json.display(), svg.display()))
-}
-
-fn plan(arguments: &RaceArguments) -> anyhow::Result<Race> {
-    if !(0.1..=600.0).contains(&arguments.seconds) {
-        bail!("--seconds {}: give 0.1 to 600", arguments.seconds);
-    }
-    let (mut ways, mut scenarios) = (Vec::new(), Vec::new());
-    for name in &arguments.only {
-        match (Way::by_name(name), Scenario::by_name(name)) {
-            (Some(way), _) => ways.push(way),
-            (None, Some(scenario)) => scenarios.push(scenario),
-            (None, None) => bail!("--only {name}: {}", names()),
-        }
-    }
-    if ways.is_empty() {
-        ways = Way::all();
+    report.machine.commit = commit;
+    if selection.standing {
+        report.asides.push(lookup::measure()?);
     }
     if arguments.ablation {
-        for backend in [Backend::Udp, Backend::Vxlan] {
-            ways.extend(FEATURES.map(|off| Way::engine_without(backend, off)));
-        }
+        say(&ablation::tables(&report))?;
     }
-    if scenarios.is_empty() {
-        scenarios = Scenario::ALL.to_vec();
+    say(&table::tables(&report))?;
+    let json = keep(&report, arguments, selection.suffix)?;
+    if selection.suffix.is_empty() {
+        say(&figures::table(&report))?;
+        let svg = json.with_extension("svg");
+        draw(&report, &svg)?;
+        say(&format!("\nwritten: {}\n", svg.display()))?;
+    }
+    say(&format!("\nwritten: {}\n", json.display()))?;
+    let failed = report.outcomes.iter().filter(|outcome| outcome.value.is_none()).count();
+    if failed > 0 {
+        bail!("{failed} of {} figures are missing: every run of them failed", report.outcomes.len());
+    }
+    // A kernel may lack VXLAN; the engine has no excuse.
+    let engine = |skipped: &&Skipped| skipped.way.contains("engine") && !skipped.way.contains("kernel");
+    if let Some(skipped) = report.skipped.iter().find(engine) {
+        bail!("{} was left out: {}", skipped.way, skipped.reason);
+    }
+    Ok(())
+}
+
+/// Writes the whole result; a part of a race gets a name of its own.
+fn keep(report: &Report, arguments: &RaceArguments, suffix: &str) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(&arguments.out).with_context(|| format!("make {}", arguments.out.display()))?;
+    let day = report.machine.started.split('T').next().unwrap_or("undated");
+    let json = arguments.out.join(format!("{day}-{}{suffix}.json", report.machine.kernel));
+    let file = File::create(&json).with_context(|| format!("write {}", json.display()))?;
+    serde_json::to_writer_pretty(file, report).with_context(|| format!("write {}", json.display()))?;
+    Ok(json)
+}
+
+fn draw(report: &Report, svg: &Path) -> anyhow::Result<()> {
+    let picture = plot::svg(report).context("draw the result")?;
+    fs::write(svg, picture).with_context(|| format!("write {}", svg.display()))
+}
+
+fn plan(arguments: &RaceArguments, selection: &Selection) -> anyhow::Result<Race> {
+    // Of many ways fewer and shorter runs, or it would take an hour.
+    let (runs, seconds) = if arguments.ablation { (3, 1.0) } else { (5, 1.5) };
+    let seconds = arguments.seconds.unwrap_or(seconds);
+    if !(0.1..=600.0).contains(&seconds) {
+        bail!("--seconds {seconds}: give 0.1 to 600");
     }
     let flanneld = match &arguments.flanneld {
         Some(path) => path.clone(),
@@ -149,22 +199,25 @@ fn plan(arguments: &RaceArguments) -> anyhow::Result<Race> {
         bail!("there is no {}: build it with `cargo build --release -p control`", flanneld.display());
     }
     Ok(Race {
-        ways,
+        ways: selection.ways.clone(),
         models: arguments.model.clone(),
-        scenarios,
-        rounds: usize::from(arguments.runs),
-        duration: Duration::from_secs_f64(arguments.seconds),
+        scenarios: selection.scenarios.clone(),
+        rounds: usize::from(arguments.runs.unwrap_or(runs)),
+        duration: Duration::from_secs_f64(seconds),
         repeats: arguments.repeats,
         flanneld: flanneld.canonicalize().context("find flanneld")?,
-        dir: lab::scratch()?,
-        skip_broken: false,
+        dir: lab::scratch_of(SCRATCH_MIB)?,
+        skip_broken: true,
+        standing: selection.standing,
     })
 }
 
-fn names() -> String {
-    let ways: Vec<String> = Way::all().iter().map(|way| way.name().replace(' ', "-")).collect();
-    let scenarios = Scenario::ALL.map(Scenario::name);
-    format!("the ways are {}; the scenarios are {}", ways.join(", "), scenarios.join(", "))
+/// The commit of the directory that this runs in, as far as git tells it.
+fn commit() -> String {
+    let git = |arguments: &[&str]| first_line(process::Command::new("git").args(arguments));
+    let commit = git(&["rev-parse", "HEAD"]);
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"]);
+    if commit.is_empty() || changed.is_empty() { commit } else { format!("{commit}-dirty") }
 }
 
 fn bar() -> ProgressBar {
@@ -178,9 +231,10 @@ fn bar() -> ProgressBar {
 /// A bar on a terminal, a line a step elsewhere.
 fn show(bar: &ProgressBar, step: &Step<'_>) {
     let model = if step.model == LinkModel::On { "on" } else { "nic" };
-    let what = match step.scenario {
-        Some(scenario) => format!("round {}: {scenario}, {} ({model})", step.round, step.way),
-        None => format!("making the pair of {} ({model})", step.way),
+    let what = match step.doing {
+        Doing::Measuring(scenario) => format!("round {}: {scenario}, {} ({model})", step.round, step.way),
+        Doing::Building => format!("making the pair of {} ({model})", step.way),
+        Doing::StandingStill(leases) => format!("{} standing still with {leases} leases", step.way),
     };
     if io::stderr().is_terminal() {
         bar.set_length(step.planned as u64);

@@ -76,10 +76,10 @@ impl Cast {
                 (cluster.kernel_vxlan(&KernelVxlan::default(), &subnets(nodes, true, false))?, None)
             }
             Carrier::Engine(backend) => {
-                let program = place.flanneld.clone();
-                let flanneld = Flanneld { program, dir: dir.clone(), backend, engine_off: None };
-                let flags = [&["--log-format", "json"], flags].concat();
-                let mut daemons = flanneld.start_with(&cluster, &flags)?;
+                let mut flanneld = Flanneld::new(&place.flanneld, &dir, backend);
+                flanneld.flags =
+                    ["--log-format", "json"].iter().chain(flags).map(|&f| f.to_owned()).collect();
+                let mut daemons = flanneld.start(&cluster)?;
                 (daemons.networks(PATIENCE, |_| {})?, Some(daemons))
             }
         };

@@ -1,6 +1,7 @@
 //! Real `flanneld` processes, one on every node of a cluster, with their leases in one directory.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,15 +10,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use hostnet::subnet_env::SubnetEnv;
+use ipnet::Ipv4Net;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::books::Books;
 use crate::cluster::node::DEVICE;
-use crate::cluster::{Cluster, PodNetwork, Process};
+use crate::cluster::{Cluster, Node, PodNetwork, Process};
 
 /// How often a wait looks at files and processes.
 const LOOK_UP: Duration = Duration::from_millis(20);
+/// How long the last lines of a dead daemon may take to be read.
+const LOG_END: Duration = Duration::from_secs(1);
 /// Last lines of a dead daemon's log that an error quotes.
 const QUOTED: usize = 15;
 
@@ -41,7 +45,10 @@ impl Backend {
     }
 }
 
-/// How to start the daemons of a cluster.
+/// The network of a small cluster: 255 nodes with a /24 each.
+const SMALL_NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 5, 0, 0), 16);
+
+/// How to start the daemons of a cluster. [`Flanneld::new`] has no further flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flanneld {
     /// The program: a path to `flanneld`, or `/proc/self/exe` where the caller is one.
@@ -50,8 +57,10 @@ pub struct Flanneld {
     pub dir: PathBuf,
     /// The backend in the network's configuration.
     pub backend: Backend,
-    /// `--engine-off`, or nothing.
-    pub engine_off: Option<String>,
+    /// The pods' network, and how long a node's part of it is.
+    pub network: (Ipv4Net, u8),
+    /// Further flags, such as `--engine-off=udp-gso`.
+    pub flags: Vec<String>,
 }
 
 /// The running daemons of one cluster, in the order of its nodes. Dropping it kills them.
@@ -68,35 +77,49 @@ struct Daemon {
 }
 
 impl Flanneld {
+    /// Daemons of a cluster of up to 255 nodes, 10.5.0.0/16 with a /24 each.
+    pub fn new(program: impl Into<PathBuf>, dir: impl Into<PathBuf>, backend: Backend) -> Self {
+        let (program, dir) = (program.into(), dir.into());
+        Self { program, dir, backend, network: (SMALL_NETWORK, 24), flags: Vec::new() }
+    }
+
+    /// The directory that holds the leases.
+    pub fn store(&self) -> PathBuf {
+        self.dir.join("leases")
+    }
+
     /// Writes the configuration and starts one daemon on every node. They find each other by the lease directory.
     ///
     /// # Errors
     ///
     /// When the directory cannot be written or a process cannot be started.
     pub fn start(&self, cluster: &Cluster) -> anyhow::Result<Daemons> {
-        self.start_with(cluster, &[])
+        self.start_on(cluster.nodes())
     }
 
-    /// The same with these flags for every daemon.
+    /// The same on some nodes only.
     ///
     /// # Errors
     ///
     /// As [`Flanneld::start`].
-    pub fn start_with(&self, cluster: &Cluster, flags: &[&str]) -> anyhow::Result<Daemons> {
-        let store = self.dir.join("leases");
+    pub fn start_on<'a>(&self, nodes: impl IntoIterator<Item = &'a Node>) -> anyhow::Result<Daemons> {
+        let store = self.store();
         fs::create_dir_all(&store).with_context(|| format!("make {}", store.display()))?;
-        let config = json!({"Network": "10.5.0.0/16", "Backend": {"Type": self.backend.name()}});
+        let (network, length) = self.network;
+        let config = json!({
+            "Network": network.to_string(),
+            "SubnetLen": length,
+            "Backend": {"Type": self.backend.name()},
+        });
         let path = store.join("config");
         fs::write(&path, format!("{config:#}\n")).with_context(|| format!("write {}", path.display()))?;
         let mut running = Vec::new();
-        for node in cluster.nodes() {
+        for node in nodes {
             // A directory each, as on real nodes: a daemon keeps its MAC beside its subnet.env.
             let own = self.dir.join(node.name());
             fs::create_dir_all(&own).with_context(|| format!("make {}", own.display()))?;
             let subnet_file = own.join("subnet.env");
-            let mut command = self.command(&store, &subnet_file);
-            command.args(flags);
-            let process = node.spawn(command)?;
+            let process = node.spawn(self.command(&store, &subnet_file))?;
             running.push(Daemon { node: node.name().to_owned(), subnet_file, process });
         }
         Ok(Daemons { running })
@@ -106,9 +129,7 @@ impl Flanneld {
         let mut command = Command::new(&self.program);
         command.arg0("flanneld").arg("--file-subnet-mgr").arg(store);
         command.arg("--subnet-file").arg(subnet_file).arg("--iface").arg(DEVICE);
-        if let Some(list) = &self.engine_off {
-            command.arg("--engine-off").arg(list);
-        }
+        command.args(&self.flags);
         // Variables of the machine's own flanneld would be flags of this one.
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"FLANNELD_") {
@@ -153,7 +174,9 @@ impl Daemons {
     /// See above: that is the point.
     pub fn check(&mut self) -> anyhow::Result<()> {
         for daemon in &mut self.running {
-            if let Some(status) = daemon.process.status()? {
+            if daemon.process.status()?.is_some() {
+                // With the rest of what it wrote, which is still on its way.
+                let status = daemon.process.wait(LOG_END)?;
                 let lines = daemon.process.lines();
                 let last = lines[lines.len().saturating_sub(QUOTED)..].join("\n  ");
                 bail!("flanneld on {} has ended ({status}). Its last lines:\n  {last}", daemon.node);

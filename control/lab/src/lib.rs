@@ -6,6 +6,7 @@
 //! daemons     real flanneld processes on the nodes of a cluster
 //! books       what an engine of theirs counted from its start to its end
 //! counts      the kernel's own counters of a namespace
+//! leases      lease files of nodes that are not there
 //! traffic     ping, TCP, UDP and CPU seconds between any two of them
 //! race        the same traffic over every way to carry packets, side by side
 //! enter       into a running lab from another process
@@ -25,6 +26,7 @@ pub mod counts;
 pub mod daemons;
 pub mod enter;
 pub mod isolation;
+pub mod leases;
 pub mod leftovers;
 pub mod race;
 pub mod scene;
@@ -36,4 +38,4 @@ pub use enter::enter;
 pub use isolation::{IsolateError, Isolation, Place, isolate, run_inside};
 pub use race::Race;
 pub use scene::{Case, Scene, harness, skip, test};
-pub use scratch::scratch;
+pub use scratch::{scratch, scratch_of};

@@ -19,6 +19,15 @@ const PLACES: [&str; 6] = ["/mnt", "/media", "/srv", "/opt", "/run", "/tmp"];
 ///
 /// When no such directory exists, or the kernel refuses the mount.
 pub fn scratch() -> anyhow::Result<PathBuf> {
+    scratch_of(64)
+}
+
+/// The same with room for so many MiB; memory is taken only for what is written.
+///
+/// # Errors
+///
+/// As [`scratch`].
+pub fn scratch_of(mebibytes: usize) -> anyhow::Result<PathBuf> {
     let here = std::env::current_dir().unwrap_or_default();
     let program = std::env::current_exe().unwrap_or_default();
     let in_the_way = |place: &Path| here.starts_with(place) || program.starts_with(place);
@@ -31,7 +40,8 @@ pub fn scratch() -> anyhow::Result<PathBuf> {
         );
     };
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("lab"), place, Some("tmpfs"), flags, Some("mode=0755,size=64m")).with_context(|| {
+    let options = format!("mode=0755,size={mebibytes}m");
+    mount(Some("lab"), place, Some("tmpfs"), flags, Some(options.as_str())).with_context(|| {
         format!("mount a tmpfs over {} in this run's own mount namespace", place.display())
     })?;
     Ok(place.to_owned())

@@ -8,10 +8,11 @@ pub mod cpu;
 pub mod echo;
 pub mod garbage;
 pub mod ping;
+pub mod scatter;
 pub mod tcp;
 pub mod udp;
 
-mod end;
+pub(crate) mod end;
 mod pattern;
 
 use std::net::{IpAddr, SocketAddr};

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use lab::race::Step;
+use lab::race::{Doing, Step};
 
 /// The line. Colours follow `NO_COLOR` and whether standard error is a terminal.
 pub(super) struct Progress {
@@ -38,7 +38,7 @@ impl Progress {
 
     /// A step of the race.
     pub(super) fn step(&mut self, step: &Step<'_>) {
-        let Some(scenario) = step.scenario else {
+        let Doing::Measuring(scenario) = step.doing else {
             return self.say(format!("race: making two nodes for {}", step.way));
         };
         if let Some(bar) = &self.bar {

@@ -140,6 +140,8 @@ fn meaning(role: Role) -> &'static str {
         Role::HostRoutes => "no tunnel: the ceiling",
         Role::Floor => "flanneld, 1 packet a call",
         Role::Ablation => "flanneld, a part off",
+        Role::Peer => "the kernel's tunnel at one end",
+        Role::Program => "another program",
     }
 }
 
@@ -206,7 +208,8 @@ mod tests {
             reason: "the kernel was built without it".to_owned(),
         };
         let machine = Machine::look(String::new());
-        let report = Report { machine, settings, skipped: vec![skipped], outcomes: Vec::new() };
+        let report =
+            Report { machine, settings, skipped: vec![skipped], outcomes: Vec::new(), asides: Vec::new() };
         let text = race(&report, LinkModel::Nic, false);
         assert!(text.contains("Left out: kernel vxlan: the kernel was built without it"), "{text}");
         assert!(!text.contains('\u{1b}'), "no colours without a terminal: {text:?}");

@@ -1,7 +1,7 @@
 //! The demo's cluster: made, waited for, looked at.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -62,12 +62,7 @@ impl Up {
         progress.say(format!("making {count} nodes in network namespaces of their own"));
         let mut cluster = Cluster::build(&Plan { underlay: Underlay::V4, ..Plan::nodes(count) })
             .context("make the nodes")?;
-        let flanneld = Flanneld {
-            program: PathBuf::from(THIS_PROGRAM),
-            dir: dir.join("cluster"),
-            backend: asked.backend,
-            engine_off: None,
-        };
+        let flanneld = Flanneld::new(THIS_PROGRAM, dir.join("cluster"), asked.backend);
         progress.say(format!("starting {count} flanneld, one on each node, with leases in a directory"));
         let mut daemons = flanneld.start(&cluster)?;
         let networks = daemons.networks(PATIENCE, |missing| {

@@ -98,7 +98,14 @@ pub const FLAGS: &[Flag] = &[
         "say FLANNEL_IPMASQ=true in subnet.env (installs no rules yet)",
     ),
     flag("engine-off", Kind::Text, "", "LIST", "engine features to do without, e.g. udp-gso,tun-tso (new)"),
-    flag("engine-workers", Kind::Text, "auto", "auto|N", "threads; auto: half of the CPUs, up to 4 (new)"),
+    flag("engine-workers", Kind::Text, "auto", "auto|N", "workers; auto: half of the CPUs, up to 4 (new)"),
+    flag(
+        "engine-duplex",
+        Kind::Text,
+        "auto",
+        "auto|half|full",
+        "threads of a worker; auto: one a direction (full) if CPUs allow (new)",
+    ),
     flag(
         "engine-spin",
         Kind::Text,

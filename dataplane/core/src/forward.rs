@@ -3,6 +3,7 @@
 use core::net::SocketAddr;
 
 use crate::batch::{MAX_BYTES_PER_READ, MAX_DATAGRAMS_PER_READ, TxBatch};
+use crate::checksum::Adder;
 use crate::counters::{Counters, DropReason};
 use crate::encap::Encap;
 use crate::flow::FlowKey;
@@ -42,6 +43,8 @@ pub struct ForwarderConfig {
     pub mtu: OverlayMtu,
     /// Inner sources outside the cluster.
     pub source_check: SourceCheck,
+    /// How payloads are summed.
+    pub adder: Adder,
 }
 
 /// What became of a TUN read.
@@ -220,7 +223,9 @@ impl Forwarder {
             self.check_size(ip.len, ip)?;
             let (start, offset) = (usize::from(vnet.csum_start), usize::from(vnet.csum_offset));
             let Some(packet) = packet.get_mut(..ip.len) else { return Err(DropReason::BadLength.into()) };
-            if vnet.needs_checksum && (start < ip.l3_len || !complete_checksum(packet, start, offset)) {
+            let adder = self.config.adder;
+            if vnet.needs_checksum && (start < ip.l3_len || !complete_checksum(packet, start, offset, adder))
+            {
                 return Err(DropReason::BadVnetHeader.into());
             }
             let len = header.len() + packet.len();
@@ -235,6 +240,7 @@ impl Forwarder {
         let Some(cut) = Segmenter::new(packet, ip, &vnet) else {
             return Err(DropReason::BadVnetHeader.into());
         };
+        let cut = cut.summed_by(self.config.adder);
         self.check_size(cut.first_len(), ip)?;
         let count = cut.count();
         if count > MAX_DATAGRAMS_PER_READ || count * (header.len() + cut.first_len()) > MAX_BYTES_PER_READ {
@@ -386,7 +392,7 @@ impl Inbound<'_> {
                 if let (true, Some(packet), Some(offset)) =
                     (finish, packet.get_mut(..ip.len), l4_checksum_offset(ip.protocol))
                 {
-                    complete_checksum(packet, ip.l3_len, offset);
+                    complete_checksum(packet, ip.l3_len, offset, self.config.adder);
                 }
                 self.merge.push(packet, &ip, slot, start, unfinished && !finish)
             }

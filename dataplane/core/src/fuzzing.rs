@@ -6,6 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::batch::{TxBatch, TxLimits};
+use crate::checksum::Adder;
 use crate::counters::Counters;
 use crate::encap::Encap;
 use crate::forward::{Received, SourceCheck};
@@ -119,7 +120,11 @@ impl Receiver {
             // A checksum that the device owes must come out right: no other layer would notice.
             if VnetHdr::take(&mut bytes.clone()).is_some_and(|(vnet, _)| vnet.needs_checksum) {
                 for packet in kernel_cuts(&bytes) {
-                    assert!(l4_is_valid(&packet, &Ip::parse(&packet, Length::Claimed).unwrap()));
+                    assert!(l4_is_valid(
+                        &packet,
+                        &Ip::parse(&packet, Length::Claimed).unwrap(),
+                        Adder::SCALAR
+                    ));
                 }
             }
         }
@@ -157,7 +162,7 @@ pub fn vnet_split(data: &[u8]) {
             assert_eq!(ip.len, packet.len());
             assert!(ip.len <= 1450 || !ip.dont_fragment);
             if superpacket && message.count() > 1 && matches!(ip.protocol, TCP | UDP) {
-                assert!(l4_is_valid(packet, &ip));
+                assert!(l4_is_valid(packet, &ip, Adder::SCALAR));
             }
         }
         counters.tx.pass(message.count() as u64, message.inner_bytes);
@@ -252,7 +257,7 @@ pub fn icmp(data: &[u8]) {
             assert!(len <= 576 && ipv4_header_is_valid(&out, reply.l3_len));
             assert!(crate::checksum::Sum::ZERO.bytes(&out[reply.l3_len..len]).is_valid());
         }
-        Family::V6 => assert!(l4_is_valid(&out, &reply)),
+        Family::V6 => assert!(l4_is_valid(&out, &reply, Adder::SCALAR)),
     }
 }
 

@@ -11,6 +11,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::MAX_PACKET;
+use crate::checksum::Adder;
 use crate::flow::FlowKey;
 use crate::split::Segmenter;
 use crate::wire::edit::{fill_ipv4_checksum, l4_checksum_offset, l4_is_valid, pseudo_header, put, put16};
@@ -109,6 +110,7 @@ struct Candidate<'a> {
 #[derive(Debug)]
 pub struct Merger {
     config: MergeConfig,
+    adder: Adder,
     aggregates: Vec<Aggregate>,
     parts: Vec<Part>,
     /// By flow hash: newest aggregate, plus one.
@@ -123,6 +125,7 @@ impl Merger {
     pub fn new(config: MergeConfig) -> Self {
         Self {
             config,
+            adder: Adder::SCALAR,
             aggregates: Vec::with_capacity(MAX_PACKETS),
             parts: Vec::with_capacity(MAX_PACKETS),
             newest: [0; 256],
@@ -130,6 +133,13 @@ impl Merger {
             scratch: vec![0; SCRATCH],
             scratch_used: 0,
         }
+    }
+
+    /// The same, with packets summed by `adder`.
+    #[must_use]
+    pub fn with_adder(mut self, adder: Adder) -> Self {
+        self.adder = adder;
+        self
     }
 
     /// Changes what the device takes, as when an offload is demoted. Takes effect with the next packet.
@@ -209,6 +219,7 @@ impl Merger {
     /// False if it cannot be cut or there is no room.
     pub fn push_giant(&mut self, packet: &[u8], ip: &Ip, slot: u16, start: usize, gso_size: usize) -> bool {
         let Some(cut) = Segmenter::cut(packet, ip, gso_size) else { return false };
+        let cut = cut.summed_by(self.adder);
         let takes = match ip.protocol {
             TCP => self.config.tcp,
             _ => self.config.udp && cut.count() <= usize::from(MAX_UDP_SEGMENTS),
@@ -278,7 +289,7 @@ impl Merger {
         };
         let payload = ip.len.checked_sub(headers_len).filter(|payload| *payload > 0)?;
         // A superpacket is "right by construction" to the kernel: a damaged segment must not slip into one.
-        if !unfinished && !l4_is_valid(packet, ip) {
+        if !unfinished && !l4_is_valid(packet, ip, self.adder) {
             return None;
         }
         Some(Candidate {
@@ -469,7 +480,8 @@ impl<'a> TunWrite<'a> {
         let first = self.parts().next().filter(|_| self.aggregate.giant)?;
         let packet = bytes(&first.packet);
         let ip = Ip::parse(packet, Length::Claimed).ok()?;
-        Segmenter::cut(packet, &ip, usize::from(self.aggregate.gso_size))
+        let cut = Segmenter::cut(packet, &ip, usize::from(self.aggregate.gso_size))?;
+        Some(cut.summed_by(self.merger.adder))
     }
 
     /// The packets one by one, each with a virtio-net header of its own: for a device that refuses the superpacket

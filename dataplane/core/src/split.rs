@@ -4,7 +4,7 @@
 //! sequence number advance, FIN and PSH stay on the last segment, CWR on the first, lengths and checksums
 //! are each segment's own.
 
-use crate::checksum::Sum;
+use crate::checksum::{Adder, Sum};
 use crate::wire::edit::{IPV4_CHECKSUM, l4_checksum_offset, pseudo_header, put, put16, put32};
 use crate::wire::vnet::{Gso, VnetHdr};
 use crate::wire::{Family, Fragment, Ip, TCP, UDP, UDP_HEADER_LEN, get16, get32, tcp_header_len};
@@ -32,6 +32,7 @@ pub struct Segmenter<'a> {
     l3_base: Sum,
     /// Pseudo-header without length, transport header without sequence number, flags, length and checksum.
     l4_base: Sum,
+    adder: Adder,
 }
 
 impl<'a> Segmenter<'a> {
@@ -102,7 +103,14 @@ impl<'a> Segmenter<'a> {
             flags,
             l3_base,
             l4_base,
+            adder: Adder::SCALAR,
         })
+    }
+
+    /// The same, with payloads summed by `adder`.
+    #[must_use]
+    pub fn summed_by(self, adder: Adder) -> Self {
+        Self { adder, ..self }
     }
 
     /// How many segments.
@@ -133,6 +141,7 @@ impl<'a> Segmenter<'a> {
     #[inline]
     pub fn write(&self, i: usize, out: &mut [u8]) {
         let payload = self.payload(i);
+        let end = self.headers + i * self.gso_size + payload.len();
         let len = self.headers + payload.len();
         put(out, 0, self.packet.get(..self.headers).unwrap_or_default());
         put(out, self.headers, payload);
@@ -146,12 +155,12 @@ impl<'a> Segmenter<'a> {
             Family::V6 => put16(out, 4, (len - self.l3_len) as u16),
         }
         let l4_len = len - self.l3_len;
-        let sum = self.l4_base.long(l4_len as u32).plus(Sum::ZERO.bytes(payload));
+        let sum = self.l4_base.long(l4_len as u32).plus(self.adder.sum(payload));
         match self.protocol {
             TCP => {
                 let sequence = self.sequence.wrapping_add((i * self.gso_size) as u32);
-                let last = i + 1 == self.count();
-                let keep = if last { !0 } else { !(FIN | PSH) } & if i == 0 { !0 } else { !CWR };
+                let keep =
+                    if end == self.packet.len() { !0 } else { !(FIN | PSH) } & if i == 0 { !0 } else { !CWR };
                 let flags = self.flags & keep;
                 put32(out, self.l3_len + 4, sequence);
                 if let Some(byte) = out.get_mut(self.l3_len + TCP_FLAGS) {

@@ -5,7 +5,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::checksum::Sum;
+use crate::checksum::{Adder, Sum};
 use crate::encap::{Encap, Vni};
 use crate::forward::{Forwarder, ForwarderConfig, SourceCheck};
 use crate::merge::{Merger, Piece, SCRATCH_SLOT, TunWrite};
@@ -323,7 +323,12 @@ pub fn cluster(own: u8) -> PeerTable {
 /// A forwarder with an overlay MTU of 1450.
 #[must_use]
 pub fn forwarder(encap: Encap, source_check: SourceCheck) -> Forwarder {
-    Forwarder::new(ForwarderConfig { encap, mtu: OverlayMtu::new(1450).unwrap(), source_check })
+    Forwarder::new(ForwarderConfig {
+        encap,
+        mtu: OverlayMtu::new(1450).unwrap(),
+        source_check,
+        adder: Adder::SCALAR,
+    })
 }
 
 /// The bytes of one write to the device, gathered from the receive buffers.
@@ -398,7 +403,12 @@ pub fn kernel_cuts(bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut packet = packet.to_vec();
     if vnet.gso == Gso::None {
         if vnet.needs_checksum {
-            assert!(complete_checksum(&mut packet, vnet.csum_start.into(), vnet.csum_offset.into()));
+            assert!(complete_checksum(
+                &mut packet,
+                vnet.csum_start.into(),
+                vnet.csum_offset.into(),
+                Adder::SCALAR
+            ));
         }
         return vec![packet];
     }

@@ -26,8 +26,37 @@ pub struct Tuning {
     pub workers: Option<NonZeroU8>,
     /// How a worker waits.
     pub spin: Spin,
+    /// How many threads a worker has.
+    pub duplex: Duplex,
     /// Where datagrams leave from.
     pub source_ports: SourcePorts,
+}
+
+/// Whether a worker has a thread for each direction.
+///
+/// A bulk sender's worker is a full core: reads, sends, the kernel's segmentation, and on the way back each ACK makes the
+/// inner stack send more, in the thread that writes it to the TUN. Two threads give one flow two cores, and neither
+/// direction waits for the other's turn to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Duplex {
+    /// Two threads a worker where there are CPUs for both.
+    #[default]
+    Auto,
+    /// One thread that takes turns.
+    Half,
+    /// Two threads.
+    Full,
+}
+
+impl Duplex {
+    /// Whether `workers` workers on `cpus` CPUs have two threads each.
+    pub(super) fn is_split(self, cpus: usize, workers: usize) -> bool {
+        match self {
+            Self::Auto => cpus >= 2 * workers,
+            Self::Half => false,
+            Self::Full => true,
+        }
+    }
 }
 
 /// Which source ports an engine's datagrams have.
@@ -75,6 +104,14 @@ mod tests {
         assert_eq!(counts, [1, 1, 2, 4, 4]);
         let told = Tuning { workers: NonZeroU8::new(7), ..Tuning::default() };
         assert_eq!(told.worker_count(2), 7);
+    }
+
+    #[test]
+    fn a_thread_for_each_direction_wants_a_cpu_for_each() {
+        let auto = |cpus| Duplex::Auto.is_split(cpus, Tuning::default().worker_count(cpus));
+        assert_eq!([1, 2, 3, 4, 8, 64].map(auto), [false, true, true, true, true, true]);
+        assert!(!Duplex::Auto.is_split(2, 2));
+        assert!(Duplex::Full.is_split(1, 1) && !Duplex::Half.is_split(64, 1));
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct WorkerConfig {
     pub offload: Offload,
     /// Source ports of the UDP port, at least one.
     pub lanes: u8,
+    /// What it reads. A worker of one side writes to the other all the same: packets and ICMP replies.
+    pub side: Ready,
 }
 
 /// How a turn ended.
@@ -65,13 +67,31 @@ pub enum Turn {
     Ended,
 }
 
-/// Which side may have something to read. Set by readiness events, cleared by `WouldBlock`.
-#[derive(Clone, Copy, Debug)]
+/// Which side may have something to read. Set when a wait says so, cleared by `WouldBlock`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ready {
     /// The TUN queue.
     pub tun: bool,
     /// The UDP port.
     pub udp: bool,
+}
+
+impl Ready {
+    /// Both sides.
+    pub const BOTH: Self = Self { tun: true, udp: true };
+    /// The TUN queue alone.
+    pub const TUN: Self = Self { tun: true, udp: false };
+    /// The UDP port alone.
+    pub const UDP: Self = Self { tun: false, udp: true };
+
+    /// What the name of a thread of this side has before its number.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Self::TUN => "tx-",
+            Self::UDP => "rx-",
+            _ => "",
+        }
+    }
 }
 
 /// A worker over any TUN queue and UDP port.
@@ -113,7 +133,7 @@ impl State {
         Self {
             forwarder: Forwarder::new(config.forwarder),
             batch: TxBatch::new(limits(config, offload), BATCH_READS).with_lanes(config.lanes),
-            merger: Merger::new(merging(offload)),
+            merger: Merger::new(merging(offload)).with_adder(config.forwarder.adder),
             replies: ReplyQueue::default(),
             read: vec![0; TUN_READ_LEN].into(),
             buffers: ReceiveBuffers::new(slots),
@@ -137,7 +157,7 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
     /// A worker that has not taken a turn yet. All its memory is allocated here.
     #[must_use]
     pub fn new(tun: T, udp: U, config: WorkerConfig, shared: Arc<Shared>, events: Events) -> Self {
-        let offload = config.offload;
+        let (offload, ready) = (config.offload, config.side);
         Self {
             tun,
             udp,
@@ -149,16 +169,22 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
             events,
             counters: Counters::default(),
             delivery: Delivery::default(),
-            ready: Ready { tun: true, udp: true },
+            ready,
             overflow: 0,
             receive_failures: 0,
             busy_turns: 0,
         }
     }
 
-    /// What may be read; a caller adds to it when it learns of readiness.
-    pub fn ready_mut(&mut self) -> &mut Ready {
-        &mut self.ready
+    /// What it reads at all.
+    pub(super) fn side(&self) -> Ready {
+        self.config.side
+    }
+
+    /// Tells it what may be read.
+    pub fn set_ready(&mut self, ready: Ready) {
+        let Ready { tun, udp } = self.config.side;
+        self.ready = Ready { tun: ready.tun && tun, udp: ready.udp && udp };
     }
 
     /// Its TUN queue, for tests that feed it.
@@ -202,7 +228,7 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
         // other.
         if self.busy_turns >= LOOK_AGAIN {
             self.busy_turns = 0;
-            self.ready = Ready { tun: true, udp: true };
+            self.ready = self.config.side;
         }
         let table = Arc::clone(self.table.load());
         if self.ready.tun && !self.drain_tun(&table, now_ns) {

@@ -1,8 +1,9 @@
 //! A queue of a kernel TUN device.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
@@ -14,7 +15,7 @@ use crate::sys;
 
 /// One queue of a TUN device that this process made. The device goes when the queue is dropped.
 pub struct KernelTun {
-    device: SyncDevice,
+    device: Arc<SyncDevice>,
     vnet: bool,
     /// The offloads that are on, as `TUN_F_*` bits.
     mask: u32,
@@ -60,7 +61,7 @@ impl KernelTun {
             },
         };
         device.set_nonblocking(true).map_err(|source| OpenError::tun(name, source))?;
-        let mut tun = Self { device, vnet: vnet.on, mask: 0 };
+        let mut tun = Self { device: Arc::new(device), vnet: vnet.on, mask: 0 };
         if !vnet.on {
             let needs = || Finding::off("needs tun-vnet-hdr");
             return Ok((tun, TunFindings([vnet, needs(), needs()])));
@@ -127,7 +128,12 @@ impl KernelTun {
         if self.vnet {
             sys::tun::set_offload(device.as_fd(), self.mask)?;
         }
-        Ok(Self { device, vnet: self.vnet, mask: self.mask })
+        Ok(Self { device: Arc::new(device), vnet: self.vnet, mask: self.mask })
+    }
+
+    /// The same queue for another thread. One may read while the other writes.
+    pub(crate) fn share(&self) -> Self {
+        Self { device: self.device.clone(), ..*self }
     }
 
     /// The name that the kernel gave the device.
@@ -136,8 +142,8 @@ impl KernelTun {
     }
 
     /// The descriptor, for readiness.
-    pub(crate) fn raw_fd(&self) -> RawFd {
-        self.device.as_raw_fd()
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
     }
 }
 

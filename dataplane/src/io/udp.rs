@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +28,9 @@ const RECEIVE_BATCH: usize = 64;
 
 /// A UDP socket of the network namespace in which it was opened.
 pub struct KernelUdp {
-    socket: Socket,
+    socket: Arc<Socket>,
+    /// Messages of one system call, either way.
+    batches: (usize, usize),
     /// Sockets to send from, one a source port; none where everything leaves from `socket`.
     lanes: Arc<[Socket]>,
     /// The socket that was sent from last.
@@ -122,7 +124,8 @@ impl KernelUdp {
         };
         let (send, receive) = if mmsg.on { (SEND_BATCH, RECEIVE_BATCH) } else { (1, 1) };
         let udp = Self {
-            socket,
+            socket: Arc::new(socket),
+            batches: (send, receive),
             lanes: Arc::default(),
             lane: 0,
             sending: SendBatch::new(send),
@@ -136,9 +139,22 @@ impl KernelUdp {
         self.socket.local_addr()?.as_socket().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
     }
 
+    /// The same socket for another thread. One may send while the other receives.
+    pub(crate) fn share(&self) -> Self {
+        let (send, receive) = self.batches;
+        Self {
+            socket: self.socket.clone(),
+            batches: self.batches,
+            lanes: self.lanes.clone(),
+            lane: self.lane,
+            sending: SendBatch::new(send),
+            receiving: ReceiveBatch::new(receive),
+        }
+    }
+
     /// The descriptor, for readiness.
-    pub(crate) fn raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

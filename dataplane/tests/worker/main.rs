@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use dataplane::core::checksum::Adder;
 use dataplane::core::testing::{Builder, Transport, endpoint, tun_read};
 use dataplane::core::wire::{Ip, Length};
 use dataplane::core::{DropReason, Family, PeerTable, VnetHdr};
@@ -190,7 +191,7 @@ fn a_superpacket_left_whole_is_cut_when_the_device_refuses_it() {
             let packet = &write[10..];
             let ip = Ip::parse(packet, Length::Claimed).unwrap();
             assert!(packet.len() <= 1450, "{} bytes in one packet", packet.len());
-            assert!(dataplane::core::wire::edit::l4_is_valid(packet, &ip));
+            assert!(dataplane::core::wire::edit::l4_is_valid(packet, &ip, Adder::SCALAR));
             carried.extend_from_slice(&packet[ip.l3_len + 32..]);
         }
         assert!(carried == payload, "round {round}");
@@ -266,7 +267,7 @@ fn a_flood_on_one_side_does_not_shut_out_the_other() {
         let wire = MemoryWire::new(WireFaults { coalesce: false, ..WireFaults::NONE });
         let (mut near, mut far) = (Node::new(1, &wire, Features::ALL), Node::new(2, &wire, Features::ALL));
         far.run();
-        *far.worker.ready_mut() = Ready { tun: flooded_tun, udp: !flooded_tun };
+        far.worker.set_ready(Ready { tun: flooded_tun, udp: !flooded_tun });
         for turn in 0..20 {
             for _ in 0..100 {
                 let flood = if flooded_tun { &far.tun } else { &near.tun };

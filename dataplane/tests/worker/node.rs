@@ -28,15 +28,19 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(n: u8, wire: &MemoryWire, features: Features) -> Self {
         let (tun, udp) = (MemoryTun::new(), wire.port(endpoint(n)));
+        let unused = Features::ALL.iter().filter(|feature| !features.contains(*feature)).collect();
         let config = WorkerConfig {
             forwarder: ForwarderConfig {
                 encap: Encap::Raw,
                 mtu: OverlayMtu::new(1450).unwrap(),
                 source_check: SourceCheck::Strict,
+                // Without `simd` the scalar way.
+                adder: dataplane::adder(unused).0,
             },
             max_bytes: TxLimits::MAX_BYTES_V4,
             offload: Offload::with(features, 64),
             lanes: 1,
+            side: Ready::BOTH,
         };
         let shared = Shared::new(cluster(n));
         let (said, events) = Events::channel();
@@ -46,7 +50,7 @@ impl Node {
 
     /// Takes turns until there is nothing left to do.
     pub(crate) fn run(&mut self) -> Turn {
-        *self.worker.ready_mut() = Ready { tun: true, udp: true };
+        self.worker.set_ready(Ready::BOTH);
         for _ in 0..100_000 {
             self.now_ns += 1000;
             match self.worker.turn(self.now_ns) {

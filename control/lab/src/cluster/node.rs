@@ -161,6 +161,31 @@ impl Node {
         Process::start(self.namespace(), command).with_context(|| format!("start a process on {}", self.name))
     }
 
+    /// Makes every address of `net` one of its own: an address of the loopback device speaks for its whole network.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses it.
+    pub fn own_all_of(&self, net: Ipv4Net) -> anyhow::Result<()> {
+        let first = Ipv4Addr::from(u32::from(net.network()).saturating_add(1));
+        let address = Ipv4Net::new(first, net.prefix_len())?;
+        in_namespace(self.namespace(), async |kernel: Kernel| {
+            Ok(kernel.add_address("lo", address.into()).await?)
+        })
+        .with_context(|| format!("give {net} to {}", self.name))
+    }
+
+    /// Routes `net` by a gateway on the underlay.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses it.
+    pub fn route(&self, net: Ipv4Net, gateway: Ipv4Addr) -> anyhow::Result<()> {
+        let route = Route { via: Some(gateway.into()), ..Route::new(net.into(), DEVICE) };
+        in_namespace(self.namespace(), async |kernel: Kernel| Ok(kernel.replace_route(&route).await?))
+            .with_context(|| format!("route {net} on {}", self.name))
+    }
+
     /// Adds a pod the way flannel's CNI plugin does: a veth pair to the bridge `cni0`, which has base + 1 of the subnet; the
     /// pod gets the next free address and a default route by the bridge. The first pod of node-a is `pod-a`, then `pod-a2`.
     ///

@@ -1,6 +1,7 @@
 //! What a race ran on: without it a figure says nothing.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,12 @@ pub struct Machine {
     pub cpus: usize,
     /// Version of flannel-rs.
     pub version: String,
+    /// What the raced `flanneld` says to `--version`.
+    #[serde(default)]
+    pub flanneld: String,
+    /// The commit that was raced, with `-dirty` behind it where files differed from it.
+    #[serde(default)]
+    pub commit: String,
     /// Whether the race was built with optimisation; figures without are worth nothing.
     pub optimised: bool,
 }
@@ -40,9 +47,18 @@ impl Machine {
             cpu: cpu_model(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            flanneld: String::new(),
+            commit: String::new(),
             optimised: !cfg!(debug_assertions),
         }
     }
+}
+
+/// The first line that a program prints; empty when it cannot be run or fails.
+pub fn first_line(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().ok().filter(|output| output.status.success());
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().next().unwrap_or_default().trim().to_owned()
 }
 
 /// The time, UTC, whole seconds.
@@ -71,6 +87,12 @@ mod tests {
         assert_eq!(cpu_model("processor\t: 0\nmodel name\t: Fast One @ 2 GHz\n"), "Fast One @ 2 GHz");
         assert_eq!(cpu_model("processor\t: 0\nCPU part\t: 0xd0c\n"), "CPU part 0xd0c");
         assert_eq!(cpu_model(""), "");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_says_nothing() {
+        assert_eq!(first_line(&mut Command::new("/nonexistent/program")), "");
+        assert_eq!(first_line(Command::new("/proc/self/exe").arg("--no-such-option")), "");
     }
 
     #[test]

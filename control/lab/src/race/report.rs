@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
-use super::scenario::{Better, Figures, Scenario};
+use super::measure::Figures;
+use super::scenario::{Better, Scenario};
+use super::standing::{Aside, Quantity};
 use super::way::{Role, Way};
 use crate::cluster::LinkModel;
 
@@ -21,6 +23,9 @@ pub struct Report {
     pub skipped: Vec<Skipped>,
     /// One for each link model, scenario and way.
     pub outcomes: Vec<Outcome>,
+    /// Figures that no traffic was needed for.
+    #[serde(default)]
+    pub asides: Vec<Aside>,
 }
 
 /// How a race was run.
@@ -52,6 +57,9 @@ pub struct Outcome {
     pub way: String,
     /// What the way stands for.
     pub role: Role,
+    /// Features of the engine that were forced off.
+    #[serde(default)]
+    pub off: Vec<String>,
     /// The link.
     pub model: LinkModel,
     /// The traffic.
@@ -64,6 +72,10 @@ pub struct Outcome {
     pub value: Option<Summary>,
     /// The same for the 99th percentile, where there is one.
     pub p99: Option<Summary>,
+    /// Jain's index over the streams, where there are several.
+    pub fairness: Option<Summary>,
+    /// Payload gigabits a second that arrived, where the value is something else.
+    pub gigabits_per_second: Option<Summary>,
     /// Busy CPU seconds of the machine per payload gigabit.
     pub cpu_machine: Option<Summary>,
     /// CPU seconds of daemons and traffic threads per payload gigabit.
@@ -100,6 +112,10 @@ pub struct Run {
     pub value: Option<f64>,
     /// 99th percentile, where the value is a median.
     pub p99: Option<f64>,
+    /// Jain's index over the streams, where there are several.
+    pub fairness: Option<f64>,
+    /// Payload gigabits a second that arrived.
+    pub gigabits_per_second: Option<f64>,
     /// Busy CPU seconds of the machine per payload gigabit.
     pub cpu_machine: Option<f64>,
     /// CPU seconds of daemons and traffic threads per payload gigabit.
@@ -119,6 +135,8 @@ impl Run {
                 round,
                 value: Some(figures.value),
                 p99: figures.p99,
+                fairness: figures.fairness,
+                gigabits_per_second: figures.gigabits_per_second,
                 cpu_machine: figures.cpu_machine,
                 cpu_processes: figures.cpu_processes,
                 foreign: figures.foreign,
@@ -129,6 +147,8 @@ impl Run {
                 round,
                 value: None,
                 p99: None,
+                fairness: None,
+                gigabits_per_second: None,
                 cpu_machine: None,
                 cpu_processes: None,
                 foreign: 0.0,
@@ -175,12 +195,15 @@ impl Outcome {
         Self {
             way: way.name(),
             role: way.role(),
+            off: way.off(),
             model,
             scenario,
             unit: scenario.unit().to_owned(),
             better: scenario.better(),
             value: over(|run| run.value),
             p99: over(|run| run.p99),
+            fairness: over(|run| run.fairness),
+            gigabits_per_second: over(|run| run.gigabits_per_second),
             cpu_machine: over(|run| run.cpu_machine),
             cpu_processes: over(|run| run.cpu_processes),
             to_floor: None,
@@ -221,7 +244,12 @@ impl Report {
             (outcome.to_floor, outcome.to_kernel_vxlan, outcome.to_host_routes) =
                 (ratio(Role::Floor), ratio(Role::KernelVxlan), ratio(Role::HostRoutes));
         }
-        Self { machine, settings, skipped, outcomes }
+        Self { machine, settings, skipped, outcomes, asides: Vec::new() }
+    }
+
+    /// The first aside of a quantity with so many leases, of any way.
+    pub fn aside(&self, quantity: Quantity, leases: usize) -> Option<&Aside> {
+        self.asides.iter().find(|aside| (aside.quantity, aside.leases) == (quantity, leases))
     }
 
     /// The cell of a way.
@@ -269,6 +297,7 @@ mod tests {
         let figures = Figures {
             value,
             p99: None,
+            fairness: None,
             gigabits_per_second: None,
             cpu_machine: None,
             cpu_processes: None,
@@ -327,6 +356,13 @@ mod tests {
         assert_eq!(mixed.value.unwrap().median, 7.0);
         assert_eq!(mixed.failure(), Some("connect: no route"));
         assert!(hopeless(&[failed.clone(), failed.clone()]) && !hopeless(&[failed]));
+    }
+
+    #[test]
+    fn shares_are_summed_up_over_the_runs_that_count() {
+        let fair = |fairness, foreign| Run { fairness: Some(fairness), ..run(1.0, foreign) };
+        let outcome = outcome(Way::engine_udp(), vec![fair(0.9, 0.0), fair(0.98, 0.0), fair(0.1, 0.5)]);
+        assert_eq!(outcome.fairness.unwrap(), Summary { median: 0.94, min: 0.9, max: 0.98 });
     }
 
     #[test]

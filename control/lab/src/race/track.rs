@@ -1,61 +1,77 @@
-//! One way's pair of nodes, with a pod each and traffic ready to flow between them.
+//! One way's two nodes, with traffic ready to flow between them.
 
+use std::net::IpAddr;
 use std::path::{Path as FilePath, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use hostnet::netns::NetNs;
 
+use super::crowd::{self, Crowd};
+use super::join::{self, PATIENCE, Running};
+use super::scenario::Ground;
 use super::way::{Carrier, Way};
-use crate::cluster::vxlan::{KernelVxlan, subnets};
 use crate::cluster::{Cluster, LinkModel, Plan, Pod, PodNetwork, Underlay};
-use crate::daemons::{Daemons, Flanneld};
+use crate::daemons::Backend;
 use crate::traffic::Path;
 use crate::traffic::ping::Ping;
 
-/// How long a daemon may take to write its `subnet.env`, and a first packet to arrive.
-const PATIENCE: Duration = Duration::from_secs(15);
-
-/// A pair of nodes that one way joins.
+/// Two nodes, and what carries packets between them.
 #[derive(Debug)]
 pub struct Track {
     /// Who carries the packets.
     pub way: Way,
     /// How the link between the nodes treats large packets.
     pub model: LinkModel,
-    /// Before the cluster that they run on.
-    daemons: Option<Daemons>,
+    /// A pod of each node that the first one knows, when that is a crowd.
+    crowd: Vec<IpAddr>,
+    /// Where daemons keep leases.
+    store: Option<PathBuf>,
+    /// Before the cluster that it runs on.
+    running: Running,
     cluster: Cluster,
 }
 
 impl Track {
-    /// Builds the pair and waits until its pods reach each other. `dir` is for the daemons' files.
+    /// Builds a pair with a pod behind each node and waits until the pods reach each other. `dir` is for the daemons' files.
     ///
     /// # Errors
     ///
     /// When the machine lacks what it takes, a daemon ends, or no packet arrives.
-    pub fn build(way: &Way, model: LinkModel, flanneld: &FilePath, dir: &FilePath) -> anyhow::Result<Self> {
-        let mut cluster = Cluster::build(&Plan { model, underlay: Underlay::V4, ..Plan::pair() })?;
-        let (networks, daemons) = match &way.carrier {
-            Carrier::HostRoutes => (cluster.host_routes(&subnets(2, true, false))?, None),
-            Carrier::KernelVxlan => {
-                (cluster.kernel_vxlan(&KernelVxlan::default(), &subnets(2, true, false))?, None)
-            }
-            Carrier::Engine { backend, off } => {
-                let flanneld = Flanneld {
-                    program: PathBuf::from(flanneld),
-                    dir: dir.to_owned(),
-                    backend: *backend,
-                    engine_off: (!off.is_empty()).then(|| off.clone()),
-                };
-                let mut daemons = flanneld.start(&cluster)?;
-                (daemons.networks(PATIENCE, |_| {})?, Some(daemons))
-            }
-        };
+    pub fn build(way: &Way, model: LinkModel, program: &FilePath, dir: &FilePath) -> anyhow::Result<Self> {
+        let mut cluster = pair(model)?;
+        let flanneld = join::flanneld(way, program, dir);
+        let (networks, running) = join::join(way, &cluster, flanneld.as_ref(), dir)?;
         add_pods(&mut cluster, &networks)?;
-        let mut track = Self { way: way.clone(), model, daemons, cluster };
+        let store = flanneld.map(|flanneld| flanneld.store());
+        let mut track = Self { way: way.clone(), model, crowd: Vec::new(), store, running, cluster };
         track.wait_for_first_packet()?;
         Ok(track)
+    }
+
+    /// Builds one node with a pod that knows `count` others, all of them addresses of the second node.
+    ///
+    /// # Errors
+    ///
+    /// When the machine lacks what it takes, or a daemon ends.
+    pub fn build_crowd(
+        way: &Way,
+        model: LinkModel,
+        program: &FilePath,
+        dir: &FilePath,
+        count: usize,
+    ) -> anyhow::Result<Self> {
+        let mut cluster = pair(model)?;
+        let (network, running) = crowd::join(way, &cluster, program, dir, count)?;
+        add_pods(&mut cluster, &[network])?;
+        let crowd = crowd::destinations(count)?;
+        Ok(Self { way: way.clone(), model, crowd, store: None, running, cluster })
+    }
+
+    /// What can be measured on it.
+    pub fn ground(&self) -> Ground {
+        if self.crowd.is_empty() { Ground::Pair } else { Ground::Crowd }
     }
 
     /// From the first node's pod to the second's.
@@ -72,12 +88,37 @@ impl Track {
 
     /// Process ids of the daemons that carry the packets.
     pub fn pids(&self) -> Vec<u32> {
-        self.daemons.as_ref().map(Daemons::pids).unwrap_or_default()
+        self.running.pids()
+    }
+
+    /// The pod that sends.
+    pub(super) fn sender(&self) -> anyhow::Result<&NetNs> {
+        Ok(self.cluster.pods().next().context("there is no pod")?.namespace())
+    }
+
+    /// The crowd, where there is one.
+    pub(super) fn crowd(&self) -> anyhow::Result<Crowd<'_>> {
+        let (port, overhead) = crowd::on_the_wire(self.backend());
+        let wire = self.cluster.nodes().get(1).context("a pair has two nodes")?.namespace();
+        Ok(Crowd { destinations: &self.crowd, wire, port, overhead })
+    }
+
+    /// The format on the wire; the kernel's is VXLAN.
+    pub(super) fn backend(&self) -> Backend {
+        match self.way.carrier {
+            Carrier::Engine { backend, .. } => backend,
+            _ => Backend::Vxlan,
+        }
+    }
+
+    /// The directory of the daemons' leases.
+    pub(super) fn store(&self) -> Option<PathBuf> {
+        self.store.clone()
     }
 
     /// An error if a daemon has ended, with its last lines.
     pub(super) fn check(&mut self) -> anyhow::Result<()> {
-        self.daemons.as_mut().map_or(Ok(()), Daemons::check)
+        self.running.check()
     }
 
     fn ends(&self) -> anyhow::Result<(&Pod, &Pod)> {
@@ -102,6 +143,10 @@ impl Track {
             thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+fn pair(model: LinkModel) -> anyhow::Result<Cluster> {
+    Cluster::build(&Plan { model, underlay: Underlay::V4, ..Plan::pair() })
 }
 
 fn add_pods(cluster: &mut Cluster, networks: &[PodNetwork]) -> anyhow::Result<()> {

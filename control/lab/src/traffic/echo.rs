@@ -25,9 +25,9 @@ const LOOK_UP: Duration = Duration::from_millis(50);
 /// Round-trip times of a series, in microseconds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RttReport {
-    /// Round trips measured.
+    /// Datagrams that came back.
     pub count: usize,
-    /// Datagrams without an answer within a second.
+    /// Datagrams without an answer within a second; each stands in the figures below as that second.
     pub lost: usize,
     /// The shortest.
     pub min: f64,
@@ -71,6 +71,29 @@ pub fn udp_round_trips(
     count: usize,
     pause: Duration,
 ) -> anyhow::Result<RttReport> {
+    round_trips(path, payload, pause, |sent, _| sent < count)
+}
+
+/// The same for so long.
+///
+/// # Errors
+///
+/// As [`udp_round_trips`].
+pub fn udp_round_trips_for(
+    path: Path<'_>,
+    payload: usize,
+    duration: Duration,
+    pause: Duration,
+) -> anyhow::Result<RttReport> {
+    round_trips(path, payload, pause, |_, started| started.elapsed() < duration)
+}
+
+fn round_trips(
+    path: Path<'_>,
+    payload: usize,
+    pause: Duration,
+    goes_on: impl Fn(usize, Instant) -> bool,
+) -> anyhow::Result<RttReport> {
     let payload = payload.max(8);
     with_udp_echo(path, |socket| {
         // The first datagram of a path waits for neighbours to be found; it is not measured.
@@ -79,25 +102,29 @@ pub fn udp_round_trips(
                 break;
             }
         }
-        let mut samples = Vec::with_capacity(count);
-        let mut lost = 0;
+        let mut samples = Vec::new();
+        let (mut sent, mut lost) = (0_usize, 0);
         let mut answer = vec![0; payload + 1];
-        for number in 0..count {
-            let mut question = vec![0; payload];
-            question[..8].copy_from_slice(&(number as u64).to_be_bytes());
-            let sent = Instant::now();
-            match exchange(socket, &question, &mut answer, |got| got == question)? {
-                Some(_) => samples.push(sent.elapsed().as_secs_f64() * 1e6),
-                None => lost += 1,
+        let mut question = vec![0; payload];
+        let started = Instant::now();
+        while goes_on(sent, started) {
+            question[..8].copy_from_slice(&(sent as u64).to_be_bytes());
+            let asked = Instant::now();
+            if exchange(socket, &question, &mut answer, |got| got == question)?.is_none() {
+                lost += 1;
             }
-            thread::sleep(pause);
+            samples.push(asked.elapsed().as_secs_f64() * 1e6);
+            sent += 1;
+            if !pause.is_zero() {
+                thread::sleep(pause);
+            }
         }
-        if samples.is_empty() {
-            bail!("none of {count} datagrams to {} came back", path.address);
+        if lost == sent {
+            bail!("none of {sent} datagrams to {} came back", path.address);
         }
         samples.sort_by(f64::total_cmp);
         Ok(RttReport {
-            count: samples.len(),
+            count: sent - lost,
             lost,
             min: percentile(&samples, 0.0),
             p50: percentile(&samples, 50.0),

@@ -1,6 +1,6 @@
 //! UDP in one direction: datagrams of one size, as fast as they go or at a rate, in one or many flows.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,11 +17,11 @@ use super::cpu::{CpuUse, Meter};
 use super::end::EndOnDrop;
 
 /// Datagrams of one sendmmsg(2) or recvmmsg(2).
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 /// Receive buffer asked for; without the right to force it the kernel caps it at `net.core.rmem_max`.
 const RECEIVE_BUFFER: usize = 16 << 20;
 /// Silence after the senders' end that means the path has drained.
-const DRAINED: Duration = Duration::from_millis(200);
+pub(super) const DRAINED: Duration = Duration::from_millis(200);
 
 /// What a flood looks like.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,7 +109,8 @@ pub fn flood(path: Path<'_>, plan: &Flood) -> anyhow::Result<UdpReport> {
         .collect::<anyhow::Result<Vec<_>>>()?;
 
     if let Some(first) = senders.first() {
-        wake_path(first, &receiver, plan.payload).with_context(|| format!("send UDP to {at}"))?;
+        wake_path(|datagram| first.send(datagram), &receiver, plan.payload)
+            .with_context(|| format!("send UDP to {at}"))?;
     }
     let sending_ended = AtomicBool::new(false);
     let received = AtomicU64::new(0);
@@ -127,28 +128,40 @@ pub fn flood(path: Path<'_>, plan: &Flood) -> anyhow::Result<UdpReport> {
         anyhow::Ok((sent, started.elapsed().as_secs_f64(), meter.stop()?))
     })?;
 
-    let received = received.into_inner();
-    let per_second = received as f64 / seconds;
-    Ok(UdpReport {
-        seconds,
-        sent,
-        received,
-        wrong_size: wrong_size.into_inner(),
-        kilopackets_per_second: per_second / 1e3,
-        gigabits_per_second: per_second * plan.payload as f64 * 8.0 / 1e9,
-        loss: if sent == 0 { 0.0 } else { 1.0 - received as f64 / sent as f64 },
-        cpu,
-    })
+    let counts = (sent, received.into_inner(), wrong_size.into_inner());
+    Ok(UdpReport::new(plan.payload, seconds, counts, cpu))
+}
+
+impl UdpReport {
+    /// `counts` are datagrams sent, received, and received with a wrong size.
+    pub(super) fn new(payload: usize, seconds: f64, counts: (u64, u64, u64), cpu: CpuUse) -> Self {
+        let (sent, received, wrong_size) = counts;
+        let per_second = received as f64 / seconds;
+        Self {
+            seconds,
+            sent,
+            received,
+            wrong_size,
+            kilopackets_per_second: per_second / 1e3,
+            gigabits_per_second: per_second * payload as f64 * 8.0 / 1e9,
+            loss: if sent == 0 { 0.0 } else { 1.0 - received as f64 / sent as f64 },
+            cpu,
+        }
+    }
 }
 
 /// Gets one datagram through before the flood: neighbours on the way are asked for by packets that a flood would push out
 /// of the queues, and then nothing passes for a second.
-fn wake_path(sender: &UdpSocket, receiver: &UdpSocket, payload: usize) -> anyhow::Result<()> {
+pub(super) fn wake_path(
+    send: impl Fn(&[u8]) -> io::Result<usize>,
+    receiver: &UdpSocket,
+    payload: usize,
+) -> anyhow::Result<()> {
     let datagram = vec![0; payload];
-    let mut buffer = vec![0; payload + 1];
+    let mut buffer = vec![0; 2 * payload + 1];
     for _ in 0..100 {
         // An error here is an ICMP message about an earlier try; the last word is whether something arrives.
-        sender.send(&datagram).ok();
+        send(&datagram).ok();
         if receiver.recv(&mut buffer).is_ok() {
             // More tries than one may be on the way.
             while receiver.recv(&mut buffer).is_ok() {}
@@ -159,7 +172,7 @@ fn wake_path(sender: &UdpSocket, receiver: &UdpSocket, payload: usize) -> anyhow
 }
 
 /// Asks for a large buffer; a flood that overruns a small one would measure the buffer.
-fn widen_receive_buffer(socket: &UdpSocket) {
+pub(super) fn widen_receive_buffer(socket: &UdpSocket) {
     if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
         // Refused in a user namespace. The kernel then grants what its limit allows, without an error.
         let _granted = setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BUFFER);
@@ -200,7 +213,7 @@ fn send(sockets: &[UdpSocket], plan: &Flood, started: Instant) -> anyhow::Result
 }
 
 /// Counts until the senders have ended and nothing has come for a while.
-fn receive(
+pub(super) fn receive(
     socket: &UdpSocket,
     payload: usize,
     received: &AtomicU64,

@@ -145,7 +145,7 @@ proptest! {
                 let ip = Ip::parse(&packet, Length::Claimed).unwrap();
                 if crate::wire::edit::l4_is_unfinished(&packet, &ip) {
                     let offset = l4_checksum_offset(ip.protocol).unwrap();
-                    crate::wire::edit::complete_checksum(&mut packet, ip.l3_len, offset);
+                    crate::wire::edit::complete_checksum(&mut packet, ip.l3_len, offset, Adder::SCALAR);
                 }
                 packet
             });

@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 
 use super::{Family, Ip, TCP, UDP, get16};
-use crate::checksum::{Sum, updated};
+use crate::checksum::{Adder, Sum, updated};
 
 /// Offset of the checksum within the IPv4 header.
 pub const IPV4_CHECKSUM: usize = 10;
@@ -105,12 +105,12 @@ pub fn l4_checksum_offset(protocol: u8) -> Option<usize> {
 
 /// Finishes a checksum that an offload left open: the field holds the pseudo-header's sum, the value is
 /// the complement of the sum over everything from `start`, field included. False if a bound is broken.
-pub fn complete_checksum(packet: &mut [u8], start: usize, offset: usize) -> bool {
+pub fn complete_checksum(packet: &mut [u8], start: usize, offset: usize, adder: Adder) -> bool {
     let Some(covered) = packet.get(start..) else { return false };
     if start + offset + 2 > packet.len() {
         return false;
     }
-    let sum = Sum::ZERO.bytes(covered);
+    let sum = adder.sum(covered);
     let checksum = if offset == 6 { sum.udp_checksum() } else { sum.checksum() };
     put16(packet, start + offset, checksum);
     true
@@ -118,9 +118,9 @@ pub fn complete_checksum(packet: &mut [u8], start: usize, offset: usize) -> bool
 
 /// Whether the transport checksum of a TCP or UDP packet adds up (a UDP checksum of zero does not).
 #[must_use]
-pub fn l4_is_valid(packet: &[u8], ip: &Ip) -> bool {
+pub fn l4_is_valid(packet: &[u8], ip: &Ip, adder: Adder) -> bool {
     packet.get(ip.l3_len..ip.len).is_some_and(|l4| {
-        pseudo_header(&ip.source, &ip.destination, ip.protocol, l4.len()).bytes(l4).is_valid()
+        pseudo_header(&ip.source, &ip.destination, ip.protocol, l4.len()).plus(adder.sum(l4)).is_valid()
     })
 }
 
