@@ -8,6 +8,7 @@ test: tools   ## unit, property, corpus replay, namespaces; what cannot run says
 	.ci/test
 
 bench: tools  ## the side-by-side race in namespaces: tables, figures to reach, JSON and SVG in benches/results
+	.ci/flannel-peer target/flannel-peer || [ $$? = 75 ]
 	cargo build --release -p control --bin flanneld && cargo run --release -p benches --bin overlay
 
 overload: tools ## more than a node can carry: loss by place, garbage, a bad peer, churn; JSON in benches/results

@@ -1,4 +1,4 @@
-//! Every permutation of the engine's features that makes sense, and what each feature is worth.
+//! Every permutation of the engine's offloads that makes sense, and what each feature is worth.
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
@@ -13,29 +13,28 @@ use crate::table::{figure, model_name, ratio};
 /// What each permutation is raced in.
 pub const SCENARIOS: [Scenario; 2] = [Scenario::Tcp1, Scenario::Udp64];
 
-/// What the kernel does for the engine. `simd` is the CPU's part, and races as a setting.
-const OFFLOADS: [Feature; 6] =
-    [Feature::TunVnetHdr, Feature::TunTso, Feature::TunUso, Feature::UdpGso, Feature::UdpGro, Feature::Mmsg];
-
-/// The sets of features that can be forced off. Without a virtio header there are no superpackets on the TUN, so of the 64
-/// sets those that keep `tun-tso` or `tun-uso` without `tun-vnet-hdr` are left out: they are another set by another name.
+/// The sets of features that are forced off, one a way. Without a virtio header there are no superpackets on the TUN, so of
+/// the 64 sets of offloads those that keep `tun-tso` or `tun-uso` without `tun-vnet-hdr` are left out: they are another set
+/// by another name. `simd` is no offload and changes nothing about them: it is off alone, and with all others.
 pub fn sets_off() -> Vec<Features> {
-    let all = 0..1_u32 << OFFLOADS.len();
+    let offloads: Vec<Feature> =
+        Feature::ALL.into_iter().filter(|&feature| feature != Feature::Simd).collect();
     let set = |bits: u32| -> Features {
-        let on = OFFLOADS.into_iter().enumerate().filter(|(at, _)| bits & (1 << at) != 0);
-        on.map(|(_, feature)| feature).collect()
+        let off = offloads.iter().enumerate().filter(|(at, _)| bits & (1 << at) != 0);
+        off.map(|(_, feature)| *feature).collect()
     };
     let makes_sense = |off: &Features| {
         !off.contains(Feature::TunVnetHdr) || (off.contains(Feature::TunTso) && off.contains(Feature::TunUso))
     };
-    all.map(set).filter(makes_sense).collect()
+    let permutations = (0..1_u32 << offloads.len()).map(set).filter(makes_sense);
+    permutations.chain([Features::NONE.with(Feature::Simd), Features::ALL]).collect()
 }
 
 /// The engine with each of the sets forced off; all of them off is the floor.
 pub fn ways(backend: Backend) -> Vec<Way> {
     let off = |set: Features| match set {
         Features::NONE => String::new(),
-        set if OFFLOADS.iter().all(|offload| set.contains(*offload)) => "all".to_owned(),
+        Features::ALL => "all".to_owned(),
         set => set.to_string(),
     };
     sets_off().into_iter().map(|set| Way::engine_without(backend, &off(set))).collect()
@@ -43,9 +42,16 @@ pub fn ways(backend: Backend) -> Vec<Way> {
 
 /// The engine with other settings than its own choice.
 pub fn settings(backend: Backend) -> Vec<Way> {
-    [("spin", "off"), ("spin", "50"), ("workers", "2"), ("duplex", "half"), ("off", "simd")]
-        .map(|(name, value)| Way::engine_with(backend, name, value))
-        .into()
+    [
+        ("spin", "off"),
+        ("spin", "50"),
+        ("workers", "1"),
+        ("workers", "2"),
+        ("duplex", "half"),
+        ("duplex", "full"),
+    ]
+    .map(|(name, value)| Way::engine_with(backend, name, value))
+    .into()
 }
 
 /// A row: which features were on, and the figure in each scenario.
@@ -92,11 +98,7 @@ fn rows(report: &Report, model: LinkModel) -> Vec<Row<'_>> {
             _ => false,
         };
         if let (true, Ok(off)) = (whole_or_part, outcome.off.join(",").parse::<Features>()) {
-            // The floor is without `simd` too, which is no column here; without `simd` alone is a setting.
-            let off_here = off.without(Feature::Simd);
-            if off == Features::NONE || off_here != Features::NONE {
-                rows.push(Row { off: off_here, figures });
-            }
+            rows.push(Row { off, figures });
         }
     }
     rows.sort_by(|a, b| b.median(0).unwrap_or_default().total_cmp(&a.median(0).unwrap_or_default()));
@@ -104,7 +106,7 @@ fn rows(report: &Report, model: LinkModel) -> Vec<Row<'_>> {
 }
 
 fn marks(rows: &[Row<'_>]) -> Table {
-    let mut head: Vec<String> = OFFLOADS.map(|feature| feature.name().replace('-', "\n")).into();
+    let mut head: Vec<String> = Feature::ALL.map(|feature| feature.name().replace('-', "\n")).into();
     for scenario in SCENARIOS {
         head.extend([format!("{scenario}\n{}", scenario.unit()), "min..max".to_owned()]);
         head.push("x floor".to_owned());
@@ -112,7 +114,7 @@ fn marks(rows: &[Row<'_>]) -> Table {
     let mut table = table(head);
     for row in rows {
         let mark = |feature| if row.off.contains(feature) { "" } else { "x" }.to_owned();
-        let mut cells: Vec<String> = OFFLOADS.map(mark).into();
+        let mut cells: Vec<String> = Feature::ALL.map(mark).into();
         for outcome in &row.figures {
             match outcome.and_then(|outcome| Some((outcome, outcome.value?))) {
                 Some((outcome, value)) => cells.extend([
@@ -147,7 +149,7 @@ fn worth(rows: &[Row<'_>]) -> Table {
         head.extend([format!("{scenario}: mean"), "least..most".to_owned()]);
     }
     let mut table = table(head);
-    for feature in OFFLOADS {
+    for feature in Feature::ALL {
         let pairs = ratios(rows, feature, 0).len();
         let mut cells = vec![feature.name().to_owned(), pairs.to_string()];
         for scenario in 0..SCENARIOS.len() {
@@ -186,7 +188,7 @@ mod tests {
     fn every_permutation_that_makes_sense_is_there_once() {
         let sets: BTreeSet<String> = sets_off().iter().map(ToString::to_string).collect();
         // Three independent features, and of the TUN's three: all four with a header, one without.
-        assert_eq!((sets.len(), sets_off().len()), (8 * 5, 8 * 5));
+        assert_eq!((sets.len(), sets_off().len()), (8 * 5 + 2, 8 * 5 + 2));
         assert!(sets.contains("none") && sets.contains("udp-gso,mmsg"), "{sets:?}");
         assert!(!sets.contains("tun-vnet-hdr") && sets.contains("tun-vnet-hdr,tun-tso,tun-uso"), "{sets:?}");
     }
@@ -213,8 +215,8 @@ mod tests {
         assert_eq!(rows.iter().map(|row| row.median(0).unwrap()).collect::<Vec<_>>(), [8.0, 7.0, 2.0, 1.0]);
         let text = marks(&rows).to_string();
         let marks: Vec<usize> =
-            text.lines().map(|line| line.matches(" x ").count()).filter(|&marks| marks > 2).collect();
-        assert_eq!(marks, [6, 5, 5, 4], "{text}");
+            text.lines().map(|line| line.matches(" x ┆").count()).filter(|&marks| marks > 0).collect();
+        assert_eq!(marks, [7, 6, 6, 5], "{text}");
     }
 
     #[test]

@@ -1,11 +1,12 @@
-//! `overlay`, the side-by-side race: what it races, and what it shows of the result; and `overload`.
+//! `overlay`, the side-by-side race: what it races, and what it shows of the result.
 //!
 //! ```text
 //! plan       names on the command line to ways and scenarios
 //! ablation   every permutation of the offloads, and what each is worth
 //! bare       an engine without its daemon, with one lease and with a hundred thousand
+//! flannel    real flannel's udp backend, where it has been built
+//! overload   more than a node can carry: loss by place, garbage, a bad peer, churn
 //! lookup     one look-up among a hundred thousand leases
-//! overload   what `overload` measures: too much traffic, garbage, a bad peer, a churn of leases
 //! table      everything, for a terminal
 //! markdown   the README's table
 //! plot       the README's picture
@@ -19,6 +20,7 @@
 pub mod ablation;
 pub mod bare;
 pub mod figures;
+pub mod flannel;
 pub mod lookup;
 pub mod markdown;
 pub mod overload;

@@ -6,6 +6,7 @@ use lab::race::{LARGEST_CROWD, Scenario, Way};
 
 use crate::ablation;
 use crate::bare::BareEngine;
+use crate::flannel::FlannelUdp;
 
 /// The name of what is measured without traffic.
 const STANDING: &str = "standing";
@@ -33,7 +34,8 @@ fn known() -> Vec<Way> {
 /// The ways of a race that nobody chose anything for.
 fn every_day() -> Vec<Way> {
     let bare = [0, LARGEST_CROWD].map(|crowd| Way::program(BareEngine { crowd }));
-    Way::all().into_iter().chain(Way::mixed()).chain(bare).collect()
+    let flannel = [Way::program(FlannelUdp)];
+    Way::all().into_iter().chain(flannel).chain(Way::mixed()).chain(bare).collect()
 }
 
 impl Selection {
@@ -142,7 +144,7 @@ mod tests {
     #[test]
     fn an_ablation_has_every_permutation_and_every_setting() {
         let ablation = Selection::of(&[], true).unwrap();
-        assert_eq!(ablation.ways.len(), 40 + 5 + 1);
+        assert_eq!(ablation.ways.len(), 42 + 6 + 1);
         assert_eq!((ablation.standing, ablation.suffix), (false, "-ablation"));
     }
 }

@@ -19,6 +19,7 @@ use crate::probe::{self, Capabilities, Features};
 
 mod board;
 mod deliver;
+mod paths;
 mod send;
 mod serve;
 mod shared;

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::offload::Demotion;
+use crate::probe::Feature;
 
 /// Something that happened in a worker. Events are said once and are never in a worker's way: when nobody reads
 /// them, they are lost.
@@ -13,6 +15,21 @@ use crate::offload::Demotion;
 pub enum EngineEvent {
     /// The kernel refused a feature; the engine goes on without it, and nothing was lost.
     Demoted(Demotion),
+    /// A feature that the kernel refused is tried again.
+    Restored(Feature),
+    /// The kernel refuses trains to one peer, whose datagrams go one by one; nothing was lost. Every worker that sends
+    /// to the peer says so.
+    TrainsRefused {
+        /// The peer.
+        to: SocketAddr,
+        /// The kernel's `errno`; with `EMSGSIZE`, shorter datagrams still go in trains.
+        errno: i32,
+    },
+    /// The kernel takes trains to this peer again.
+    TrainsTaken {
+        /// The peer.
+        to: SocketAddr,
+    },
     /// A worker failed, was made again, and goes on.
     WorkerPanicked {
         /// What the failure said.
@@ -32,6 +49,14 @@ pub enum EngineEvent {
     },
 }
 
+impl EngineEvent {
+    /// True when something works again: nobody has to do anything about it.
+    #[must_use]
+    pub fn is_good_news(&self) -> bool {
+        matches!(self, Self::Restored(_) | Self::TrainsTaken { .. })
+    }
+}
+
 impl fmt::Display for EngineEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let said = |errno: &i32| io::Error::from_raw_os_error(*errno);
@@ -39,6 +64,21 @@ impl fmt::Display for EngineEvent {
             Self::Demoted(Demotion { feature, errno }) => {
                 write!(f, "the kernel refused {feature} ({}); going on without it", said(errno))
             }
+            Self::Restored(feature) => write!(f, "trying {feature} again, which the kernel had refused"),
+            Self::TrainsRefused { to, errno: libc::EMSGSIZE } => write!(
+                f,
+                "the path to {to} is narrower than the MTU says; datagrams as long as that go there one by one, and may \
+                 be fragmented. If it stays so, set a smaller MTU"
+            ),
+            Self::TrainsRefused { to, errno } => {
+                write!(
+                    f,
+                    "the kernel refused {} to {to} ({}); going on without it there",
+                    Feature::UdpGso,
+                    said(errno)
+                )
+            }
+            Self::TrainsTaken { to } => write!(f, "the kernel takes {} to {to} again", Feature::UdpGso),
             Self::WorkerPanicked { message, lost } => {
                 write!(f, "a worker failed and was restarted, {lost} packets were lost: {message}")
             }

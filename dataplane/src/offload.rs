@@ -55,6 +55,11 @@ impl Offload {
         self.on = self.on.without(feature);
         had.then_some(Demotion { feature, errno })
     }
+
+    /// Takes `feature` into use again after a demotion.
+    pub(crate) fn restore(&mut self, feature: Feature) {
+        self.on = self.on.with(feature);
+    }
 }
 
 #[cfg(test)]
@@ -70,5 +75,7 @@ mod tests {
         assert_eq!(offload.demote(Feature::UdpGso, libc::EINVAL), None);
         assert_eq!(offload.max_segments(), 1);
         assert_eq!(offload.features(), Features::ALL.without(Feature::UdpGso));
+        offload.restore(Feature::UdpGso);
+        assert_eq!(offload, Offload::with(Features::ALL, 128));
     }
 }

@@ -12,6 +12,8 @@ use socket2::{Domain, Socket, Type};
 use crate::sys;
 use crate::sys::mmsg::{Outgoing, SendBatch};
 
+pub(crate) mod ladder;
+
 /// One way of moving many packets at once that a kernel may lack, or that an operator may switch off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -278,26 +280,22 @@ impl fmt::Display for KernelVersion {
     }
 }
 
-/// Most segments that the kernel takes in one UDP GSO send, and how that was found out.
+/// Most segments that the kernel takes in one UDP GSO send, 64 or 128: Linux 6.9 raised the limit.
 ///
-/// Linux 6.9 raised the limit from 64 to 128. Asked by sending 65 one-byte datagrams between two sockets of our own
-/// on 127.0.0.1; where that cannot work (loopback down), 64 is right for every kernel.
-pub(crate) fn max_segments() -> (usize, String) {
-    let ask = || -> io::Result<usize> {
-        let receiver = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
-        receiver.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
-        let to = receiver.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let sender = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
-        let message = Outgoing { to, tos: 0, lane: 0, bytes: &[0; 65], stride: 1 };
-        match SendBatch::new(1).send(sender.as_fd(), std::iter::once(message)) {
-            Ok(_) => Ok(128),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(64),
-            Err(error) => Err(error),
-        }
-    };
-    match ask() {
-        Ok(segments) => (segments, format!("{segments} datagrams a send")),
-        Err(error) => (64, format!("64 datagrams a send; not asked of the kernel, loopback says: {error}")),
+/// Asked by sending 65 one-byte datagrams between two sockets of our own on 127.0.0.1.
+///
+/// # Errors
+/// When that cannot work, as where loopback is down.
+pub(crate) fn max_segments() -> io::Result<usize> {
+    let receiver = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    receiver.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    let to = receiver.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let sender = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    let message = Outgoing { to, tos: 0, lane: 0, bytes: &[0; 65], stride: 1 };
+    match SendBatch::new(1).send(sender.as_fd(), std::iter::once(message)) {
+        Ok(_) => Ok(128),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(64),
+        Err(error) => Err(error),
     }
 }
 

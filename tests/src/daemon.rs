@@ -36,7 +36,9 @@ pub fn command(node: &str, dir: &Path) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-fn subnet_file(node: &str, dir: &Path) -> PathBuf {
+/// Where a daemon whose files are in `dir` writes its `subnet.env`.
+#[must_use]
+pub fn subnet_file(node: &str, dir: &Path) -> PathBuf {
     dir.join(node).join("subnet.env")
 }
 

@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use lab::{Case, Scene};
 
 use crate::binary;
+use crate::flannel::{self, Missing};
 
 /// Promises about engines that the tests run themselves.
 pub fn of_engines(marker: &str, cases: Vec<Case>) -> ExitCode {
@@ -21,6 +23,33 @@ pub fn of_daemons(marker: &str, cases: Vec<Case>) -> ExitCode {
             eprintln!("{error:?}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Promises about `flanneld` beside real flannel; both are built first. All of them skip aloud where the machine cannot
+/// have flannel.
+#[expect(clippy::print_stderr, reason = "the main of a test program has no other place for it")]
+pub fn of_flannel(marker: &str, cases: Vec<Case>) -> ExitCode {
+    match flannel::build() {
+        Ok(Ok(())) => of_daemons(marker, cases),
+        Ok(Err(missing)) => {
+            let _first = NO_FLANNEL.set(missing);
+            lab::harness(marker, cases.into_iter().map(|case| Case { body: skip_flannel, ..case }).collect())
+        }
+        Err(error) => {
+            eprintln!("{error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why this process cannot have flannel. A case is a plain function and can carry no reason.
+static NO_FLANNEL: OnceLock<Missing> = OnceLock::new();
+
+fn skip_flannel(_: &Scene) -> anyhow::Result<()> {
+    match NO_FLANNEL.get() {
+        Some(Missing(reason)) => Err(lab::skip(reason)),
+        None => anyhow::bail!("flannel is here after all"),
     }
 }
 

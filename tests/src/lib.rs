@@ -12,6 +12,7 @@ pub mod capture;
 pub mod cluster;
 pub mod daemon;
 pub mod engine;
+pub mod flannel;
 pub mod harness;
 pub mod netlink;
 pub mod processes;

@@ -1,6 +1,6 @@
 //! Checks of what a path carries, each with an error that says what did not get through.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use dataplane_core::Family;
@@ -29,14 +29,16 @@ pub fn path<'a>(from: &'a Pod, to: &'a Pod, family: Family) -> anyhow::Result<Pa
 ///
 /// The last answer.
 pub fn ping(path: Path<'_>) -> anyhow::Result<()> {
-    let mut answer = Answer::Nothing;
-    for _ in 0..10 {
-        answer = Ping::new(path.address).send_from(path.from)?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let answer = Ping::new(path.address).send_from(path.from)?;
         if answer.microseconds().is_some() {
             return Ok(());
         }
+        ensure!(Instant::now() < deadline, "{} does not answer a ping: {answer:?}", path.address);
+        // A refused ping answers at once.
+        std::thread::sleep(Duration::from_millis(20));
     }
-    anyhow::bail!("{} does not answer a ping: {answer:?}", path.address)
 }
 
 /// Sends a ping of `len` bytes, IP header included, that must not be cut, and returns what came back.

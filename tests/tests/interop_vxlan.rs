@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             engine_without_any_feature_v4,
             engine_without_any_feature_v6,
             jumbo_underlay_v4,
+            a_pod_with_a_narrower_link_takes_what_the_kernel_left_whole,
         ],
     )
 }
@@ -42,6 +43,8 @@ struct Shape {
     tx_checksum: bool,
     outer_checksum: bool,
     off: Features,
+    /// The MTU of the pod behind the engine; the overlay's if `None`.
+    our_pods_mtu: Option<u32>,
 }
 
 impl Shape {
@@ -52,6 +55,7 @@ impl Shape {
         tx_checksum: true,
         outer_checksum: true,
         off: Features::NONE,
+        our_pods_mtu: None,
     };
 }
 
@@ -100,6 +104,17 @@ fn engine_without_any_feature_v6(_: &Scene) -> anyhow::Result<()> {
 
 fn jumbo_underlay_v4(_: &Scene) -> anyhow::Result<()> {
     everything_flows(Shape { mtu: 9000, ..Shape::OFFLOADED }).map(drop)
+}
+
+/// The kernel hands over superpackets of segments as short as the pod asked for, and does not say how short.
+fn a_pod_with_a_narrower_link_takes_what_the_kernel_left_whole(_: &Scene) -> anyhow::Result<()> {
+    let (cluster, engine) = join(Shape { our_pods_mtu: Some(1300), ..Shape::OFFLOADED })?;
+    let mut pods = cluster.pods();
+    let (theirs, ours) = pods.next().zip(pods.next()).context("two pods")?;
+    let path = reach::path(theirs, ours, Family::V4)?;
+    reach::ping(path)?;
+    reach::transfer(path, 50_000_000)?;
+    account::only_dropped(&engine.stop()?, &[DropReason::NotUnicast])
 }
 
 /// Ping, every size of datagram and write, superpackets of datagrams and a whole transfer, in both directions. Answers
@@ -157,7 +172,9 @@ fn join(shape: Shape) -> anyhow::Result<(Cluster, EngineNode)> {
     let spec = Spec { link_mtu: shape.mtu, off: shape.off, ..Spec::new(vxlan()) };
     let engine = EngineNode::start(ours, &spec, &[our_end], &[their_end])?;
     let mtu = u32::from(spec.mtu(shape.family)?.get());
-    for (node, end) in cluster.nodes_mut().iter_mut().zip([their_end, our_end]) {
+    let our_pods_mtu = shape.our_pods_mtu.unwrap_or(mtu);
+    for (node, (end, mtu)) in cluster.nodes_mut().iter_mut().zip([(their_end, mtu), (our_end, our_pods_mtu)])
+    {
         node.add_pod(&PodNetwork { subnets: vec![end.subnet], mtu })?;
     }
     Ok((cluster, engine))

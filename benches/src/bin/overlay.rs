@@ -74,7 +74,7 @@ struct RaceArguments {
     /// Rounds: each measures every way once [default: 5, with --ablation 3]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     runs: Option<u16>,
-    /// Seconds of one measurement [default: 1.5, with --ablation 1]
+    /// Seconds of one measurement [default: 1.2, with --ablation 1]
     #[arg(long)]
     seconds: Option<f64>,
     /// How the link treats large packets: on (all offloads), nic (as a network card)
@@ -186,7 +186,7 @@ fn draw(report: &Report, svg: &Path) -> anyhow::Result<()> {
 
 fn plan(arguments: &RaceArguments, selection: &Selection) -> anyhow::Result<Race> {
     // Of many ways fewer and shorter runs, or it would take an hour.
-    let (runs, seconds) = if arguments.ablation { (3, 1.0) } else { (5, 1.5) };
+    let (runs, seconds) = if arguments.ablation { (3, 1.0) } else { (5, 1.2) };
     let seconds = arguments.seconds.unwrap_or(seconds);
     if !(0.1..=600.0).contains(&seconds) {
         bail!("--seconds {seconds}: give 0.1 to 600");

@@ -76,9 +76,10 @@ impl Cast {
                 (cluster.kernel_vxlan(&KernelVxlan::default(), &subnets(nodes, true, false))?, None)
             }
             Carrier::Engine(backend) => {
-                let mut flanneld = Flanneld::new(&place.flanneld, &dir, backend);
-                flanneld.flags =
-                    ["--log-format", "json"].iter().chain(flags).map(|&f| f.to_owned()).collect();
+                let program = place.flanneld.clone();
+                let flags =
+                    [&["--log-format", "json"], flags].concat().iter().map(ToString::to_string).collect();
+                let flanneld = Flanneld { flags, ..Flanneld::new(program, dir.clone(), backend) };
                 let mut daemons = flanneld.start(&cluster)?;
                 (daemons.networks(PATIENCE, |_| {})?, Some(daemons))
             }

@@ -18,6 +18,7 @@
 
 mod netlink;
 pub mod node;
+mod obstacle;
 pub mod offloads;
 pub mod process;
 mod resident;

@@ -376,7 +376,11 @@ impl Node {
             for event in handle.events().try_iter() {
                 let device = &carrier.tunnel.device;
                 gone |= matches!(event, EngineEvent::DeviceGone { .. } | EngineEvent::SocketFailed { .. });
-                tracing::warn!(device, "{event}");
+                if event.is_good_news() {
+                    tracing::info!(device, "{event}");
+                } else {
+                    tracing::warn!(device, "{event}");
+                }
             }
             if gone {
                 carrier.engine = State::Ended;

@@ -88,7 +88,7 @@ reasons! {
     TooManySegments = "too_many_segments",
     /// The socket's queue stayed full.
     SendQueueFull = "send_queue_full",
-    /// The kernel refused to send: no route to the peer, or a firewall rule.
+    /// The kernel refused to send: no route to the peer, a firewall rule, or a path too narrow for the packet.
     SendRefused = "send_refused",
     /// The kernel refused a packet written to the device.
     TunWriteFailed = "tun_write_failed",

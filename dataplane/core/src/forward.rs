@@ -9,7 +9,7 @@ use crate::encap::Encap;
 use crate::flow::FlowKey;
 use crate::icmp::{self, Complaint, Limiter, ReplyQueue};
 use crate::merge::Merger;
-use crate::mtu::OverlayMtu;
+use crate::mtu::{self, LinkMtu, OverlayMtu};
 use crate::peers::{Owner, PeerTable, Vtep};
 use crate::split::Segmenter;
 use crate::train::Train;
@@ -34,6 +34,9 @@ pub enum SourceCheck {
     Loose,
 }
 
+/// What every link behind a node takes: the least MTU of IPv6 (RFC 8200, section 5), and less than IPv4 links have.
+const NARROWEST: usize = 1280;
+
 /// What a forwarder is told once.
 #[derive(Clone, Copy, Debug)]
 pub struct ForwarderConfig {
@@ -54,6 +57,15 @@ pub enum Verdict {
     Queued(usize),
     /// Dropped and counted.
     Dropped(DropReason),
+}
+
+/// Why the kernel did not send a datagram, as far as its inner sender should know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsent {
+    /// There is no way to the peer: no route, or a rule against it.
+    Unreachable,
+    /// It is too long for the path over this family, and must not be fragmented.
+    TooLong(Family),
 }
 
 /// What the socket says of a receive buffer.
@@ -150,17 +162,68 @@ impl Forwarder {
                 let packets = segments_of(packet, &ip, &vnet);
                 counters.tx.take(packets, ip.len);
                 counters.tx.drop(refusal.reason, packets);
-                if let (Some(complaint), true) = (refusal.complaint, icmp::may_answer(packet, &ip)) {
-                    if !self.limiter.allows(&ip.source, now_ns) {
-                        counters.icmp_limited += 1;
-                    } else if let Some(from) = table.local().address(ip.family()) {
-                        counters.icmp_replies += u64::from(replies.push(packet, &ip, complaint, from));
-                    }
+                if let Some(complaint) = refusal.complaint {
+                    self.answer(table, now_ns, packet, &ip, complaint, replies, counters);
                 }
                 Verdict::Dropped(refusal.reason)
             },
             Verdict::Queued,
         )
+    }
+
+    /// Tells the sender of `packet`, which went through [`Forwarder::outbound`], that the kernel did not send it. The
+    /// packet itself is counted by whoever sends.
+    pub fn unsent(
+        &mut self,
+        table: &PeerTable,
+        now_ns: u64,
+        packet: &[u8],
+        why: Unsent,
+        replies: &mut ReplyQueue,
+        counters: &mut Counters,
+    ) {
+        let Ok(ip) = Ip::parse(packet, Length::Claimed) else { return };
+        let complaint = match why {
+            Unsent::Unreachable => Complaint::Unreachable,
+            Unsent::TooLong(underlay) => match self.narrower(&ip, underlay) {
+                Some(mtu) => Complaint::TooBig { mtu },
+                None => return,
+            },
+        };
+        self.answer(table, now_ns, packet, &ip, complaint, replies, counters);
+    }
+
+    /// The overlay MTU to name for a packet that the path refused: the kernel does not say how wide it is. `None` where
+    /// the packet may be fragmented, or where its family allows nothing narrower.
+    fn narrower(&self, ip: &Ip, underlay: Family) -> Option<u16> {
+        let outer = ip.len + usize::from(mtu::overhead(&self.config.encap, underlay));
+        let mtu = OverlayMtu::over(LinkMtu::below(outer)?, &self.config.encap, underlay)?.get();
+        let least = match ip.family() {
+            Family::V4 => mtu::MIN_OVERLAY_MTU,
+            Family::V6 => mtu::MIN_MTU_V6,
+        };
+        (ip.dont_fragment && mtu >= least).then_some(mtu)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the packet's parts and where the answer goes")]
+    fn answer(
+        &mut self,
+        table: &PeerTable,
+        now_ns: u64,
+        packet: &[u8],
+        ip: &Ip,
+        complaint: Complaint,
+        replies: &mut ReplyQueue,
+        counters: &mut Counters,
+    ) {
+        if !icmp::may_answer(packet, ip) {
+            return;
+        }
+        if !self.limiter.allows(&ip.source, now_ns) {
+            counters.icmp_limited += 1;
+        } else if let Some(from) = table.local().address(ip.family()) {
+            counters.icmp_replies += u64::from(replies.push(packet, ip, complaint, from));
+        }
     }
 
     /// Which peer a packet from the device goes to.
@@ -402,6 +465,11 @@ impl Inbound<'_> {
 
     /// The payload size at which a packet must be cut, if it is one that a kernel peer left whole: longer than the MTU, or
     /// of datagrams so small (`gso_size` is not 0) that all of them fit it.
+    ///
+    /// Nothing says where the sender of a TCP superpacket would have cut it. Segments longer than its own could be too
+    /// long for a link behind this node that it knows of and we do not; a router there would refuse every superpacket for
+    /// ever, and the sender could not do more about it. Shorter ones cost next to nothing: they stay one packet up to
+    /// the receiver's TCP.
     fn giant_size(
         &self,
         packet: &[u8],
@@ -413,11 +481,11 @@ impl Inbound<'_> {
         if ip.len <= mtu && gso_size == 0 {
             return Ok(None);
         }
-        let room = |l4_len: usize| mtu.checked_sub(ip.l3_len + l4_len);
+        let room = |mtu: usize, l4_len: usize| mtu.checked_sub(ip.l3_len + l4_len);
         let size = match ip.protocol {
             _ if !unfinished || ip.has_options => None,
-            TCP => tcp_header_len(packet, ip.l3_len).and_then(room),
-            _ => room(UDP_HEADER_LEN).filter(|room| gso_size <= *room).and(Some(gso_size)),
+            TCP => tcp_header_len(packet, ip.l3_len).and_then(|l4_len| room(mtu.min(NARROWEST), l4_len)),
+            _ => room(mtu, UDP_HEADER_LEN).filter(|room| gso_size <= *room).and(Some(gso_size)),
         };
         size.filter(|size| *size > 0).map(Some).ok_or(DropReason::Oversize)
     }

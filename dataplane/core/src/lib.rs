@@ -55,7 +55,7 @@ pub mod wire;
 pub use batch::{TxBatch, TxLimits, TxMessage};
 pub use counters::{Counters, Direction, DropReason};
 pub use encap::{Encap, Vni};
-pub use forward::{Forwarder, ForwarderConfig, Received, SourceCheck, Verdict};
+pub use forward::{Forwarder, ForwarderConfig, Received, SourceCheck, Unsent, Verdict};
 pub use icmp::ReplyQueue;
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use merge::{MergeConfig, Merger, Piece, TunWrite};

@@ -13,9 +13,24 @@ const VXLAN_AND_ETHERNET: u16 = 8 + 14;
 /// The smallest overlay MTU that IPv4 allows a link to have (RFC 791).
 pub const MIN_OVERLAY_MTU: u16 = 68;
 
+/// The smallest MTU that IPv6 allows a link to have (RFC 8200, section 5).
+pub const MIN_MTU_V6: u16 = 1280;
+
 /// MTU of the underlay interface, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LinkMtu(pub u16);
+
+impl LinkMtu {
+    /// The widest usual MTU that a packet of `len` bytes, IP header included, does not fit: what to try where a path
+    /// refused it and did not say how much it takes. RFC 1191, section 7.1, with what is usual on Ethernet and the least
+    /// that IPv6 allows. `None` where there is nothing left to try.
+    #[must_use]
+    pub fn below(len: usize) -> Option<Self> {
+        const USUAL: [u16; 14] =
+            [65_535, 32_000, 17_914, 9000, 8166, 4352, 2002, 1500, 1492, 1400, 1280, 1006, 508, 296];
+        USUAL.into_iter().find(|mtu| usize::from(*mtu) < len).map(Self)
+    }
+}
 
 /// MTU of the overlay device and of the pods behind it, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,5 +90,16 @@ mod tests {
         assert_eq!(over(&vxlan, Family::V4), Some(1450));
         assert_eq!(over(&vxlan, Family::V6), Some(1430));
         assert_eq!(OverlayMtu::over(LinkMtu(100), &vxlan, Family::V4), None);
+    }
+
+    #[test]
+    fn what_is_refused_at_some_width_is_tried_at_the_next_narrower_one() {
+        let below = |len| LinkMtu::below(len).map(|mtu| mtu.0);
+        assert_eq!(below(1500), Some(1492));
+        assert_eq!(below(1492), Some(1400));
+        assert_eq!(below(1450), Some(1400));
+        assert_eq!(below(70_000), Some(65_535));
+        assert_eq!(below(297), Some(296));
+        assert_eq!(below(296), None);
     }
 }

@@ -301,6 +301,12 @@ pub fn endpoint(n: u8) -> SocketAddr {
 /// A cluster of three as node `own` sees it: node n leases 10.244.n.0/24 and fd00:0:0:n::/64.
 #[must_use]
 pub fn cluster(own: u8) -> PeerTable {
+    crowd(own, 3)
+}
+
+/// The same with `nodes` nodes.
+#[must_use]
+pub fn crowd(own: u8, nodes: u8) -> PeerTable {
     let subnets = |n: u8| {
         vec![
             alloc::format!("10.244.{n}.0/24").parse().unwrap(),
@@ -313,7 +319,7 @@ pub fn cluster(own: u8) -> PeerTable {
         mac: mac(own),
         addresses: vec![IpAddr::from([10, 244, own, 0]), alloc::format!("fd00:0:0:{own}::").parse().unwrap()],
     };
-    let peers: Vec<Peer> = (1..=3)
+    let peers: Vec<Peer> = (1..=nodes)
         .filter(|n| *n != own)
         .map(|n| Peer { endpoint: endpoint(n), mac: mac(n), subnets: subnets(n) })
         .collect();

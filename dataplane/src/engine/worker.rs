@@ -16,7 +16,8 @@ use dataplane_core::{
 };
 
 use super::deliver::Delivery;
-use super::send::send_batch;
+use super::paths::Paths;
+use super::send::Sending;
 use super::shared::Shared;
 use crate::buffers::{ReceiveBuffers, TUN_READ_LEN};
 use crate::event::{EngineEvent, Events};
@@ -106,6 +107,7 @@ pub struct Worker<T, U> {
     counters: Counters,
     state: State,
     delivery: Delivery,
+    paths: Paths,
     ready: Ready,
     overflow: u32,
     receive_failures: u32,
@@ -169,6 +171,7 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
             events,
             counters: Counters::default(),
             delivery: Delivery::default(),
+            paths: Paths::default(),
             ready,
             overflow: 0,
             receive_failures: 0,
@@ -261,7 +264,7 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
                         continue;
                     }
                     Some(errno) if errno != libc::EAGAIN => {
-                        self.flush();
+                        self.flush(table, now_ns);
                         self.events.say(EngineEvent::DeviceGone { errno });
                         return false;
                     }
@@ -281,11 +284,11 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
                 break;
             }
             if held >= together || !self.state.batch.has_room() {
-                self.flush();
+                self.flush(table, now_ns);
                 held = 0;
             }
         }
-        self.flush();
+        self.flush(table, now_ns);
         true
     }
 
@@ -332,14 +335,14 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
                     &mut self.counters,
                 );
                 if !self.state.batch.has_room() {
-                    self.flush();
+                    self.flush(table, now_ns);
                 }
                 if !self.state.merger.has_room() {
                     self.deliver();
                 }
             }
             self.deliver();
-            self.flush();
+            self.flush(table, now_ns);
         }
         let overflow = self.udp.overflow();
         self.counters.socket_overflows += u64::from(overflow.wrapping_sub(self.overflow));
@@ -348,15 +351,16 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
     }
 
     /// Sends what was gathered, and writes the ICMP replies that came of it.
-    fn flush(&mut self) {
+    fn flush(&mut self, table: &PeerTable, now_ns: u64) {
         if !self.state.batch.is_empty() {
-            let Self { udp, state, offload, counters, events, .. } = self;
+            let Self { udp, state, offload, paths, counters, events, .. } = self;
+            let State { forwarder, batch, replies, .. } = state;
             let segments = offload.max_segments();
-            state.batch.sort();
-            send_batch(udp, &state.batch, offload, &mut counters.tx, events);
-            state.batch.clear();
+            batch.sort();
+            Sending { offload, paths, forwarder, table, replies, counters, events, now_ns }.send(udp, batch);
+            batch.clear();
             if offload.max_segments() != segments {
-                state.batch.set_limits(limits(&self.config, offload));
+                batch.set_limits(limits(&self.config, offload));
             }
         }
         if !self.state.replies.is_empty() {

@@ -32,7 +32,7 @@ pub struct WireFaults {
     pub reorder: f64,
     /// Largest UDP payload, in bytes: a datagram beyond it is refused with `EMSGSIZE`.
     pub max_datagram: usize,
-    /// Most datagrams a message may carry: beyond it `EINVAL`.
+    /// Most datagrams a message may carry, sent or received: beyond it `EINVAL`.
     pub max_segments: usize,
     /// Received datagrams share buffers.
     pub coalesce: bool,
@@ -145,6 +145,7 @@ struct Script {
     offered: u64,
     refuse: HashMap<u64, i32>,
     refuse_trains: Option<i32>,
+    refuse_trains_to: HashMap<SocketAddr, (i32, usize)>,
     call_limit: Option<usize>,
 }
 
@@ -167,6 +168,15 @@ impl MemoryUdp {
     /// Refuses every message of more than one datagram with `errno`, or takes them again.
     pub fn refuse_trains(&self, errno: Option<i32>) {
         lock(&self.script).refuse_trains = errno;
+    }
+
+    /// Refuses every train to `to` whose datagrams have at least so many bytes with an errno, or takes them again.
+    pub fn refuse_trains_to(&self, to: SocketAddr, refusal: Option<(i32, usize)>) {
+        let mut script = lock(&self.script);
+        match refusal {
+            Some(refusal) => script.refuse_trains_to.insert(to, refusal),
+            None => script.refuse_trains_to.remove(&to),
+        };
     }
 
     /// Takes at most `limit` messages a call.
@@ -192,8 +202,11 @@ impl MemoryUdp {
         let mut script = lock(&self.script);
         let position = script.offered;
         script.offered += 1;
-        let refused =
-            script.refuse.remove(&position).or_else(|| script.refuse_trains.filter(|_| message.is_train()));
+        let to_all = script.refuse_trains;
+        let to_one = script.refuse_trains_to.get(&message.to);
+        let to_one = to_one.filter(|(_, len)| message.stride >= *len).map(|(errno, _)| *errno);
+        let of_train = to_all.or(to_one).filter(|_| message.is_train());
+        let refused = script.refuse.remove(&position).or(of_train);
         drop(script);
         let mut wire = lock(&self.wire);
         let errno = refused.or_else(|| {
@@ -243,7 +256,7 @@ impl UdpPort for MemoryUdp {
 
     fn receive(&mut self, buffers: &mut ReceiveBuffers) -> io::Result<usize> {
         let mut wire = lock(&self.wire);
-        let coalesce = wire.faults.coalesce;
+        let most = if wire.faults.coalesce { wire.faults.max_segments } else { 1 };
         let Some(queue) = wire.queues.get_mut(&self.address).filter(|queue| !queue.is_empty()) else {
             return Err(io::ErrorKind::WouldBlock.into());
         };
@@ -253,7 +266,7 @@ impl UdpPort for MemoryUdp {
             let Some(first) = queue.pop_front() else { break };
             *arrival = fill_slot(slot, &first);
             loop {
-                let fits = coalesce && queue.front().is_some_and(|next| shares_slot(arrival, next));
+                let fits = queue.front().is_some_and(|next| shares_slot(arrival, next, most));
                 let Some(next) = queue.pop_front_if(|_| fits) else { break };
                 slot[arrival.len..arrival.len + next.bytes.len()].copy_from_slice(&next.bytes);
                 arrival.len += next.bytes.len();
@@ -281,14 +294,15 @@ fn fill_slot(slot: &mut [u8], datagram: &Datagram) -> Arrival {
     Arrival { from: datagram.from, len, stride: len, tos: datagram.tos, truncated }
 }
 
-/// The kernel's rule: one sender, one TOS, no longer than the first, something in it, and 65 535 bytes in all.
-fn shares_slot(open: &Arrival, next: &Datagram) -> bool {
+/// The kernel's rule: one sender, one TOS, no longer than the first, something in it, and 65 535 bytes in all. A NIC's
+/// driver joins at most 64 datagrams; a message that crosses a veth arrives with as many as it was sent with.
+fn shares_slot(open: &Arrival, next: &Datagram, most: usize) -> bool {
     let len = next.bytes.len();
     (1..=open.stride).contains(&len)
         && next.from == open.from
         && next.tos == open.tos
         && open.len + len <= 65_535
-        && open.len / open.stride.max(1) < 64
+        && open.len.div_ceil(open.stride.max(1)) < most
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

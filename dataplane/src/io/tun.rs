@@ -10,7 +10,7 @@ use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
 use super::{TunQueue, VNET_HEADER_LEN};
 use crate::error::OpenError;
-use crate::probe::{Feature, Features, Finding, KernelVersion};
+use crate::probe::{Features, Finding, KernelVersion, ladder};
 use crate::sys;
 
 /// One queue of a TUN device that this process made. The device goes when the queue is dropped.
@@ -49,17 +49,8 @@ impl KernelTun {
                 .inherit_enable_state()
                 .build_sync()
         };
-        let forced = off.contains(Feature::TunVnetHdr);
-        let (device, vnet) = match build(!forced) {
-            Ok(device) if forced => (device, Finding::forced()),
-            Ok(device) => (device, Finding::on("")),
-            Err(error) if forced => return Err(OpenError::tun(name, error)),
-            // The crate asks for TSO at once; a kernel that refuses may still make a plain device.
-            Err(error) => match build(false) {
-                Ok(device) => (device, Finding::off(format!("refused: {error}"))),
-                Err(_) => return Err(OpenError::tun(name, error)),
-            },
-        };
+        // The crate asks for TSO at once; a kernel that refuses may still make a plain device.
+        let (device, vnet) = ladder::vnet_header(off, build).map_err(|error| OpenError::tun(name, error))?;
         device.set_nonblocking(true).map_err(|source| OpenError::tun(name, source))?;
         let mut tun = Self { device: Arc::new(device), vnet: vnet.on, mask: 0 };
         if !vnet.on {
@@ -69,7 +60,9 @@ impl KernelTun {
         if let Err(error) = tun.shape_header() {
             return Err(OpenError::tun(name, error));
         }
-        let (tso, uso) = tun.set_offload(off);
+        let set = |mask| sys::tun::set_offload(tun.device.as_fd(), mask);
+        let (mask, [tso, uso]) = ladder::tun_offloads(off, KernelVersion::running(), set);
+        tun.mask = mask;
         Ok((tun, TunFindings([vnet, tso, uso])))
     }
 
@@ -80,41 +73,6 @@ impl KernelTun {
             Err(_) if cfg!(target_endian = "little") => Ok(()),
             answer => answer,
         }
-    }
-
-    /// Sets the richest offload mask that the kernel takes and that is not forced off: findings for TSO and USO.
-    fn set_offload(&mut self, off: Features) -> (Finding, Finding) {
-        let forced = |feature| off.contains(feature).then(Finding::forced);
-        let tso_bits = libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-        let uso_bits = libc::TUN_F_USO4 | libc::TUN_F_USO6;
-        let old = KernelVersion::running().filter(|version| version.damages_tunnelled_uso());
-        let no_tso = forced(Feature::TunTso);
-        let no_uso = forced(Feature::TunUso).or_else(|| {
-            old.map(|version| {
-                Finding::off(format!("{version} damages UDP superpackets routed into a tunnel"))
-            })
-        });
-        let want_tso = if no_tso.is_none() { tso_bits } else { 0 };
-        let want_uso = if no_uso.is_none() { uso_bits } else { 0 };
-        let csum = libc::TUN_F_CSUM;
-        let mut refused = String::new();
-        for mask in [csum | want_tso | want_uso, csum | want_tso, csum | want_uso, csum, 0] {
-            match sys::tun::set_offload(self.device.as_fd(), mask) {
-                Ok(()) => {
-                    self.mask = mask;
-                    let answer = |bits: u32| {
-                        let why = format!("offload mask {mask:#04x}");
-                        if mask & bits == bits { Finding::on(why) } else { Finding::off(refused.clone()) }
-                    };
-                    let tso = no_tso.unwrap_or_else(|| answer(tso_bits));
-                    let uso = no_uso.unwrap_or_else(|| answer(uso_bits));
-                    return (tso, uso);
-                }
-                Err(error) => refused = format!("mask {mask:#04x} refused: {error}"),
-            }
-        }
-        let none = Finding::off(refused);
-        (no_tso.unwrap_or_else(|| none.clone()), no_uso.unwrap_or(none))
     }
 
     /// One more queue of the same device, which has the same features.

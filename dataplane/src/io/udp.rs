@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{Outgoing, UdpPort};
 use crate::buffers::ReceiveBuffers;
 use crate::error::OpenError;
-use crate::probe::{self, Feature, Features, Finding, KernelVersion};
+use crate::probe::{self, Features, Finding, KernelVersion, ladder};
 use crate::sys;
 use crate::sys::mmsg::{Arrival, ReceiveBatch, SendBatch};
 
@@ -108,20 +108,16 @@ impl KernelUdp {
         }
         setsockopt(&socket, sockopt::RxqOvfl, &1).map_err(|errno| wrong(errno.into()))?;
         let buffers = make_room(&socket).map_err(wrong)?;
-        let gso = probe_gso(&socket, off);
-        let gro = probe_gro(&socket, off);
-        let mmsg = probe_mmsg(bind, off);
+        let segment = |size| setsockopt(&socket, sockopt::UdpGsoSegment, &size);
+        let (gso, max_segments) =
+            ladder::udp_gso(off, KernelVersion::running(), segment, probe::max_segments);
+        let gro = ladder::udp_gro(off, || setsockopt(&socket, sockopt::UdpGroSegment, &true));
+        let mmsg = ladder::mmsg(off, || receive_nothing(bind));
         if shared {
             socket.set_reuse_port(true).map_err(wrong)?;
         }
         // Bound last, so that nothing arrives before the socket has its final shape.
         socket.bind(&bind.into()).map_err(wrong)?;
-        let (max_segments, gso) = if gso.on {
-            let (segments, how) = probe::max_segments();
-            (segments, Finding::on(how))
-        } else {
-            (1, gso)
-        };
         let (send, receive) = if mmsg.on { (SEND_BATCH, RECEIVE_BATCH) } else { (1, 1) };
         let udp = Self {
             socket: Arc::new(socket),
@@ -219,48 +215,12 @@ fn make_room(socket: &Socket) -> io::Result<(usize, usize)> {
     Ok((socket.recv_buffer_size()?, socket.send_buffer_size()?))
 }
 
-fn probe_gso(socket: &Socket, off: Features) -> Finding {
-    if off.contains(Feature::UdpGso) {
-        return Finding::forced();
-    }
-    if let Some(version) = KernelVersion::running().filter(|version| version.damages_equal_trains()) {
-        return Finding::off(format!("{version} can damage segmented sends; 7.1.5 repaired it"));
-    }
-    // A default segment size is set and taken back: each message brings its own.
-    let set = |size| setsockopt(socket, sockopt::UdpGsoSegment, &size);
-    match set(1400).and_then(|()| set(0)) {
-        Ok(()) => Finding::on(""),
-        Err(errno) => Finding::off(format!("UDP_SEGMENT refused: {errno}")),
-    }
-}
-
-fn probe_gro(socket: &Socket, off: Features) -> Finding {
-    if off.contains(Feature::UdpGro) {
-        return Finding::forced();
-    }
-    match setsockopt(socket, sockopt::UdpGroSegment, &true) {
-        Ok(()) => Finding::on(""),
-        Err(errno) => Finding::off(format!("UDP_GRO refused: {errno}")),
-    }
-}
-
-/// Receives from a socket of its own that nobody sends to: a kernel with the call says that nothing is there.
-fn probe_mmsg(bind: SocketAddr, off: Features) -> Finding {
-    if off.contains(Feature::Mmsg) {
-        return Finding::forced();
-    }
-    let ask = || {
-        let socket = Socket::new(Domain::for_address(bind), Type::DGRAM, Some(Protocol::UDP))?;
-        let (mut one, mut two) = ([0; 1], [0; 1]);
-        let buffers = [&mut one[..], &mut two[..]].into_iter();
-        ReceiveBatch::new(2).receive(socket.as_fd(), buffers, &mut [Arrival::NONE; 2])
-    };
-    match ask() {
-        Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-            Finding::off(format!("recvmmsg refused: {error}"))
-        }
-        _ => Finding::on(""),
-    }
+/// A `recvmmsg` on a socket of its own that nobody sends to.
+fn receive_nothing(bind: SocketAddr) -> io::Result<usize> {
+    let socket = Socket::new(Domain::for_address(bind), Type::DGRAM, Some(Protocol::UDP))?;
+    let (mut one, mut two) = ([0; 1], [0; 1]);
+    let buffers = [&mut one[..], &mut two[..]].into_iter();
+    ReceiveBatch::new(2).receive(socket.as_fd(), buffers, &mut [Arrival::NONE; 2])
 }
 
 #[cfg(test)]
@@ -272,6 +232,7 @@ mod tests {
 
     use super::*;
     use crate::io::memory::{MemoryWire, WireFaults};
+    use crate::probe::Feature;
 
     fn receive_all(port: &mut impl UdpPort, wanted: usize) -> Vec<(Arrival, Vec<u8>)> {
         let mut buffers = ReceiveBuffers::new(8);
@@ -296,6 +257,23 @@ mod tests {
 
     fn datagrams(seen: &[(Arrival, Vec<u8>)]) -> Vec<&[u8]> {
         seen.iter().flat_map(|(arrival, bytes)| bytes.chunks(arrival.stride.max(1))).collect()
+    }
+
+    /// A train of as many datagrams as the kernel sends at once arrives in one buffer, which need not have been thought
+    /// of as 64 datagrams long.
+    fn the_longest_train_arrives_whole(
+        sender: &mut impl UdpPort,
+        receiver: &mut impl UdpPort,
+        to: SocketAddr,
+        segments: usize,
+    ) {
+        let train: Vec<u8> = (0..segments * 500).map(|at| (at % 241) as u8).collect();
+        let message = Outgoing { to, tos: 0, lane: 0, bytes: &train, stride: 500 };
+        assert_eq!(sender.send(std::iter::once(message)).unwrap(), 1);
+        let seen = receive_all(receiver, segments);
+        assert_eq!(seen.len(), 1, "one buffer");
+        assert_eq!(seen[0].0.stride, 500);
+        assert!(seen[0].1 == train);
     }
 
     /// The same promises for the kernel's sockets and for the wire in memory.
@@ -324,6 +302,7 @@ mod tests {
         let (a, b) = ("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
         let wire = MemoryWire::new(WireFaults::NONE);
         trains_arrive_whole(&mut wire.port(a), &mut wire.port(b), a, b);
+        the_longest_train_arrives_whole(&mut wire.port(a), &mut wire.port(b), b, 128);
     }
 
     #[test]
@@ -356,6 +335,9 @@ mod tests {
                         continue;
                     }
                     trains_arrive_whole(&mut sender, &mut receiver, from, to);
+                    if off == Features::NONE {
+                        the_longest_train_arrives_whole(&mut sender, &mut receiver, to, found.max_segments);
+                    }
                     assert_eq!(receiver.overflow(), 0);
                 }
             }

@@ -22,24 +22,36 @@ pub(crate) struct Node {
     pub(crate) udp: MemoryUdp,
     pub(crate) shared: Arc<Shared>,
     pub(crate) events: Receiver<EngineEvent>,
-    now_ns: u64,
+    pub(crate) now_ns: u64,
 }
 
 impl Node {
     pub(crate) fn new(n: u8, wire: &MemoryWire, features: Features) -> Self {
+        Self::with(n, wire, Offload::with(features, 64), Encap::Raw)
+    }
+
+    pub(crate) fn with(n: u8, wire: &MemoryWire, offload: Offload, encap: Encap) -> Self {
+        Self::build(n, wire, offload, encap, 1)
+    }
+
+    pub(crate) fn with_lanes(n: u8, wire: &MemoryWire, offload: Offload, lanes: u8) -> Self {
+        Self::build(n, wire, offload, Encap::Raw, lanes)
+    }
+
+    fn build(n: u8, wire: &MemoryWire, offload: Offload, encap: Encap, lanes: u8) -> Self {
         let (tun, udp) = (MemoryTun::new(), wire.port(endpoint(n)));
-        let unused = Features::ALL.iter().filter(|feature| !features.contains(*feature)).collect();
+        let unused = Features::ALL.iter().filter(|feature| !offload.has(*feature)).collect();
         let config = WorkerConfig {
             forwarder: ForwarderConfig {
-                encap: Encap::Raw,
+                encap,
                 mtu: OverlayMtu::new(1450).unwrap(),
                 source_check: SourceCheck::Strict,
                 // Without `simd` the scalar way.
                 adder: dataplane::adder(unused).0,
             },
             max_bytes: TxLimits::MAX_BYTES_V4,
-            offload: Offload::with(features, 64),
-            lanes: 1,
+            offload,
+            lanes,
             side: Ready::BOTH,
         };
         let shared = Shared::new(cluster(n));
@@ -114,7 +126,7 @@ pub(crate) fn number_of(packet: &[u8]) -> u32 {
 }
 
 /// The numbers in a write to the TUN, cut as the kernel would cut it.
-fn numbers_of_write(write: &Bytes) -> Vec<u32> {
+pub(crate) fn numbers_of_write(write: &Bytes) -> Vec<u32> {
     let gso_size = usize::from(u16::from_le_bytes([write[4], write[5]]));
     let packet = &write[VNET_HEADER_LEN..];
     if write[1] == 0 {

@@ -54,11 +54,11 @@ impl Machine {
     }
 }
 
-/// The first line that a program prints; empty when it cannot be run or fails.
+/// The first line that a program prints, to standard error if not to standard output; empty when it cannot be run or fails.
 pub fn first_line(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().ok().filter(|output| output.status.success());
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    text.lines().next().unwrap_or_default().trim().to_owned()
+    let text = output.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
+    String::from_utf8_lossy(&text).lines().next().unwrap_or_default().trim().to_owned()
 }
 
 /// The time, UTC, whole seconds.

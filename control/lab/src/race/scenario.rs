@@ -1,4 +1,4 @@
-//! What is measured: names, units and words. How a measurement is taken is in [`super::measure`].
+//! What is measured: names, units and words. How a measurement is taken is in `race::measure`.
 
 use std::fmt;
 

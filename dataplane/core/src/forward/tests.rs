@@ -495,7 +495,8 @@ fn a_kernel_peer_may_leave_checksums_and_segments_to_us() {
                     .flat_map(|write| kernel_cuts(&gather(&write, &node.merger, &buffers)))
                     .collect();
                 assert!(cut.len() > 10, "{family:?} {transport:?}");
-                assert!(cut.iter().all(|packet| packet.len() <= 1450));
+                // Where TCP's sender would have cut is not known, so every link must take the segments.
+                assert!(cut.iter().all(|packet| packet.len() <= 1280), "{family:?} {transport:?}");
                 let carried: usize = cut
                     .iter()
                     .map(|packet| {

@@ -17,7 +17,8 @@ struct Queue {
     refuse_read: Option<i32>,
     writes: u64,
     refuse: HashMap<u64, i32>,
-    refuse_superpackets: Option<i32>,
+    /// By `gso_type`.
+    refuse_superpackets: HashMap<u8, i32>,
 }
 
 /// A TUN queue in memory. Clones are the same queue.
@@ -48,6 +49,12 @@ impl MemoryTun {
         lock(&self.0).written.pop_front()
     }
 
+    /// Packets that were written and not taken.
+    #[must_use]
+    pub fn written(&self) -> usize {
+        lock(&self.0).written.len()
+    }
+
     /// Refuses the `position`th write from here on, counting from 0, with `errno`.
     pub fn refuse_at(&self, position: u64, errno: i32) {
         let mut queue = lock(&self.0);
@@ -55,9 +62,9 @@ impl MemoryTun {
         queue.refuse.insert(position, errno);
     }
 
-    /// Refuses every write of a superpacket with `errno`, or takes them again.
-    pub fn refuse_superpackets(&self, errno: Option<i32>) {
-        lock(&self.0).refuse_superpackets = errno;
+    /// Refuses every write of a superpacket of these virtio `gso_type`s with `errno`, and takes all others.
+    pub fn refuse_superpackets(&self, gso_types: &[u8], errno: i32) {
+        lock(&self.0).refuse_superpackets = gso_types.iter().map(|kind| (*kind, errno)).collect();
     }
 
     /// Throws away the packet that waits longest and answers the next read with `errno`.
@@ -97,8 +104,8 @@ impl TunQueue for MemoryTun {
             Some(head) => head[1],
             None => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
         };
-        let refused =
-            queue.refuse.remove(&position).or_else(|| queue.refuse_superpackets.filter(|_| gso_type != 0));
+        let of_kind = queue.refuse_superpackets.get(&gso_type).copied();
+        let refused = queue.refuse.remove(&position).or(of_kind);
         if let Some(errno) = refused {
             return Err(io::Error::from_raw_os_error(errno));
         }
