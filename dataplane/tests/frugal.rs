@@ -85,7 +85,7 @@ fn an_engine_with_a_large_cluster_is_small_and_sleeps() {
     };
     let asleep = (0..20).map(|_| slept()).find(|(before, after)| before == after);
     let (before_quiet, _) = asleep.expect("engines without traffic sleep for a second at last");
-    assert_eq!(before_quiet.len(), 2, "a thread for each engine");
+    assert!(before_quiet.len() >= 2, "a thread or two for each engine");
     let (start, end) = slept();
     assert_eq!(start, end, "wake-ups of idle engines");
 
