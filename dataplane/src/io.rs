@@ -6,11 +6,13 @@ use std::time::Duration;
 use crate::buffers::ReceiveBuffers;
 
 pub mod memory;
+pub(crate) mod readiness;
 pub(crate) mod ring;
 pub(crate) mod tun;
 pub(crate) mod udp;
 
 pub use crate::sys::mmsg::{Arrival, Outgoing};
+pub use readiness::Ready;
 pub use tun::KernelTun;
 pub use udp::KernelUdp;
 
