@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use dataplane_core::{DropReason, Encap, Family};
+use lab::traffic::Path;
 use lab::traffic::garbage::{Garbage, GarbageReport, during};
 use lab::traffic::udp::{Flood, flood};
 use lab::{Cluster, Plan, PodNetwork, Scene, Underlay};
@@ -27,6 +28,10 @@ const GROWTH: u64 = 1024;
 const PEERS: usize = 10;
 /// Datagrams a second to the bad peer: many, and few enough that they alone do not fill the device's ring.
 const BAD_RATE: f64 = 10_000.0;
+/// Datagrams that make a flood: a transfer may take a few milliseconds only, and its flood no longer.
+const LEAST: u64 = 64;
+/// Transfers of which one has to end beside a flood.
+const TRIES: usize = 3;
 /// Bytes of a transfer beside a flood.
 const TRANSFER: u64 = 3_000_000;
 
@@ -89,9 +94,9 @@ fn garbage_of_any_kind_costs_no_memory_and_stops_no_transfer(scene: &Scene) -> a
         for from in [STRANGER, third.v4().context("an address")?] {
             let garbage = Garbage { from, to, datagrams: datagrams.clone(), segments, rate: None };
             let (moved, report): (_, GarbageReport) =
-                during(third.namespace(), &garbage, || reach::transfer(path, TRANSFER))
+                during(third.namespace(), &garbage, || transfer_beside_a_flood(path))
                     .with_context(|| format!("{name} from {from}"))?;
-            ensure!(moved > 0.0 && report.sent > 1000, "there was no flood of {name}: {report:?}");
+            ensure!(moved > 0.0 && report.sent >= LEAST, "there was no flood of {name}: {report:?}");
             sent += report.sent;
         }
         // The first flood fills buffers that no traffic had filled before.
@@ -105,6 +110,19 @@ fn garbage_of_any_kind_costs_no_memory_and_stops_no_transfer(scene: &Scene) -> a
     ensure!(refused > sent / 1000, "of {sent} datagrams of garbage: {victim:?}");
     ensure!(victim.rx.dropped("unknown_peer") > 0 && victim.rx.dropped("bad_vni") > 0, "{victim:?}");
     Ok(())
+}
+
+/// A machine that is busy with something else may leave the daemon so little of a CPU that the flood fills its socket for
+/// as long as TCP has patience, in one try. An engine that garbage stops does so in every try.
+fn transfer_beside_a_flood(path: Path<'_>) -> anyhow::Result<f64> {
+    let mut tried = reach::transfer(path, TRANSFER);
+    for _ in 1..TRIES {
+        if tried.is_ok() {
+            break;
+        }
+        tried = reach::transfer(path, TRANSFER);
+    }
+    tried
 }
 
 /// What is wrong with the last peer.
@@ -167,7 +185,7 @@ fn nine_get_everything(ours: &Ours) -> anyhow::Result<()> {
             ended.into_iter().collect::<anyhow::Result<Vec<f64>>>()
         })
     })?;
-    ensure!(report.sent > 1000, "nothing was sent to the tenth: {report:?}");
+    ensure!(report.sent >= LEAST, "nothing was sent to the tenth: {report:?}");
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ impl GarbageReport {
     }
 }
 
-/// Sends from a namespace, by a thread of its own, while `meanwhile` runs.
+/// Sends from a namespace, by a thread of its own, while `meanwhile` runs; that begins when the first has been sent.
 ///
 /// # Errors
 ///
@@ -73,7 +74,13 @@ pub fn during<T>(
     thread::scope(|scope| {
         let end = EndOnDrop(&ended);
         let thread = thread::Builder::new().name("garbage".to_owned());
-        let sending = thread.spawn_scoped(scope, || send(&socket, garbage, &ended))?;
+        let (first, begun) = mpsc::channel();
+        let sending = thread.spawn_scoped(scope, {
+            let (socket, ended) = (&socket, &ended);
+            move || send(socket, garbage, ended, first)
+        })?;
+        // A sender that ends before has an error to tell.
+        begun.recv().ok();
         let done = meanwhile();
         drop(end);
         let report = sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -81,7 +88,12 @@ pub fn during<T>(
     })
 }
 
-fn send(socket: &Socket, garbage: &Garbage, ended: &AtomicBool) -> anyhow::Result<GarbageReport> {
+fn send(
+    socket: &Socket,
+    garbage: &Garbage,
+    ended: &AtomicBool,
+    first: mpsc::Sender<()>,
+) -> anyhow::Result<GarbageReport> {
     let per_message = usize::from(garbage.segments.unwrap_or(1)).clamp(1, 64);
     if let (Some(_), Some(first)) = (garbage.segments, garbage.datagrams.first()) {
         setsockopt(socket, sockopt::UdpGsoSegment, &i32::try_from(first.len())?)
@@ -97,9 +109,14 @@ fn send(socket: &Socket, garbage: &Garbage, ended: &AtomicBool) -> anyhow::Resul
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(batch, None);
     let started = Instant::now();
     let mut sent = 0;
+    let mut first = Some(first);
     while !ended.load(Ordering::Acquire) {
         match sendmmsg(socket.as_raw_fd(), &mut headers, &messages, &addresses, [], MsgFlags::empty()) {
-            Ok(taken) => sent += (taken.count() * per_message) as u64,
+            Ok(taken) => {
+                sent += (taken.count() * per_message) as u64;
+                // Nobody listens who has not waited for it.
+                first.take().map(|first| first.send(()).ok());
+            }
             // A full queue, or an ICMP answer to an earlier one: the stranger does not care.
             Err(Errno::ENOBUFS | Errno::EAGAIN | Errno::EINTR | Errno::ECONNREFUSED) => {}
             Err(errno) => return Err(errno).with_context(|| format!("send garbage after {sent} datagrams")),
