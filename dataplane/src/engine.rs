@@ -12,9 +12,10 @@ use dataplane_core::{Counters, Encap, ForwarderConfig, OverlayMtu, PeerTable, So
 
 use crate::error::{EngineError, OpenError};
 use crate::event::{EngineEvent, Events};
+use crate::io::readiness::{Readiness, Waker};
 use crate::io::ring::RingDrops;
 use crate::io::udp::SocketDrops;
-use crate::io::{KernelTun, KernelUdp};
+use crate::io::{KernelTun, KernelUdp, Ready};
 use crate::offload::Offload;
 use crate::probe::{self, Capabilities, Features};
 
@@ -29,12 +30,12 @@ mod tuning;
 mod vigil;
 mod worker;
 
-use serve::{Readiness, Waker, serve};
+use serve::serve;
 pub use shared::Shared;
 use spin::Patience;
 pub use spin::Spin;
 pub use tuning::{Duplex, SourcePorts, Tuning};
-pub use worker::{Ready, Turn, Worker, WorkerConfig};
+pub use worker::{Turn, Worker, WorkerConfig};
 
 /// What an engine is made of.
 #[derive(Clone, Debug)]

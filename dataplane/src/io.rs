@@ -8,11 +8,13 @@ use guard::Guard;
 
 pub mod guard;
 pub mod memory;
+pub(crate) mod readiness;
 pub(crate) mod ring;
 pub(crate) mod tun;
 pub(crate) mod udp;
 
 pub use crate::sys::mmsg::{Arrival, Outgoing};
+pub use readiness::Ready;
 pub use tun::KernelTun;
 pub use udp::KernelUdp;
 

@@ -12,7 +12,7 @@ pub struct Offload {
 /// A feature that the kernel refused while packets flowed, and the error it gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demotion {
-    /// The feature that is off from here on.
+    /// The feature that is off from here on, or until [`EngineEvent::Restored`](crate::EngineEvent::Restored).
     pub feature: Feature,
     /// The kernel's `errno`.
     pub errno: i32,

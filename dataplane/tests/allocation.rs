@@ -8,10 +8,12 @@ use std::time::Duration;
 use dataplane::buffers::ReceiveBuffers;
 use dataplane::core::checksum::Adder;
 use dataplane::core::testing::{Builder, Transport, cluster, endpoint, tun_read, vxlan};
-use dataplane::core::{Encap, Family, ForwarderConfig, OverlayMtu, SourceCheck, TxLimits};
-use dataplane::engine::{Ready, Shared, Turn, Worker, WorkerConfig};
+use dataplane::core::{DropReason, Encap, Family, ForwarderConfig, OverlayMtu, SourceCheck, TxLimits};
+use dataplane::engine::{Shared, Turn, Worker, WorkerConfig};
+use dataplane::io::Ready;
 use dataplane::io::{Arrival, Outgoing, TunQueue, UdpPort};
 use dataplane::{Events, Features, Offload};
+use nix::errno::Errno;
 
 /// Gives the same packets again and again, and takes everything.
 struct Source {
@@ -43,13 +45,30 @@ struct Replay {
     held: Vec<(Arrival, Vec<u8>)>,
     next: usize,
     left: usize,
+    /// Refuses trains as a device without checksums does, and small datagrams as a firewall rule does.
+    hostile: bool,
+}
+
+impl Replay {
+    fn refusal(&self, message: &Outgoing<'_>) -> Option<io::Error> {
+        match (self.hostile, message.is_train(), message.bytes.len()) {
+            (true, true, _) => Some(Errno::EIO.into()),
+            (true, false, ..200) => Some(Errno::EPERM.into()),
+            _ => None,
+        }
+    }
 }
 
 impl UdpPort for Replay {
     fn send<'a>(&mut self, messages: impl Iterator<Item = Outgoing<'a>>) -> io::Result<usize> {
         let mut sent = 0;
-        for Outgoing { bytes, stride, tos, .. } in messages {
-            sent += 1;
+        for message in messages {
+            match self.refusal(&message) {
+                Some(error) if sent == 0 => return Err(error),
+                Some(_) => break,
+                None => sent += 1,
+            }
+            let Outgoing { bytes, stride, tos, .. } = message;
             if self.held.len() < self.room {
                 let stride = stride.min(bytes.len());
                 let arrival = Arrival { from: endpoint(2), len: bytes.len(), stride, tos, truncated: false };
@@ -129,35 +148,38 @@ fn worker(n: u8, encap: Encap, features: Features, udp: Replay) -> (Worker<Sourc
     (Worker::new(tun, udp, config, shared.clone(), events), shared)
 }
 
-/// Lets the worker read 40 packets and receive 40 buffers.
-fn turn(worker: &mut Worker<Source, Replay>, second: u64) {
+/// Lets the worker read 40 packets and receive 40 buffers. Minutes are enough that what was refused is tried again.
+fn turn(worker: &mut Worker<Source, Replay>, minute: u64) {
     worker.tun_mut().left = 40;
     worker.udp_mut().left = if worker.udp_mut().held.is_empty() { 0 } else { 40 };
     worker.set_ready(Ready::BOTH);
-    while worker.turn(second * 1_000_000_000) == Turn::Busy {}
+    while worker.turn(minute * 60_000_000_000) == Turn::Busy {}
 }
 
-fn steady_state_allocates_nothing(encap: Encap, features: Features) {
+fn steady_state_allocates_nothing(encap: Encap, features: Features, hostile: bool) {
     let (mut far, _) = worker(2, encap, features, Replay { room: 200, ..Replay::default() });
     turn(&mut far, 1);
     let sent = std::mem::take(&mut far.udp_mut().held);
     assert!(sent.len() > 10);
-    let (mut near, shared) = worker(1, encap, features, Replay { held: sent, ..Replay::default() });
+    let (mut near, shared) = worker(1, encap, features, Replay { held: sent, hostile, ..Replay::default() });
     turn(&mut near, 1);
     let before = shared.counters();
-    let allocated = allocation_counter::measure(|| (2..100).for_each(|second| turn(&mut near, second)));
+    let allocated = allocation_counter::measure(|| (2..100).for_each(|minute| turn(&mut near, minute)));
     assert_eq!(allocated.count_total, 0, "{allocated:?}");
     let counters = shared.counters();
     let done = counters.since(&before);
     assert!(done.tx.passed > 10_000 && done.rx.passed > 1000 && done.icmp_replies > 10, "{done:?}");
     assert!(near.tun_mut().written > 1000);
+    assert_eq!(done.tx.dropped(DropReason::SendRefused) > 500, hostile, "{done:?}");
     assert!(counters.rx.is_balanced() && counters.tx.is_balanced(), "{counters:?}");
 }
 
 #[test]
 fn nothing_is_allocated_for_a_packet() {
     for encap in [Encap::Raw, vxlan()] {
-        steady_state_allocates_nothing(encap, Features::ALL);
-        steady_state_allocates_nothing(encap, Features::NONE);
+        for hostile in [false, true] {
+            steady_state_allocates_nothing(encap, Features::ALL, hostile);
+            steady_state_allocates_nothing(encap, Features::NONE, hostile);
+        }
     }
 }

@@ -163,7 +163,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn rule_against_one(outer: Family, off: Features) -> anyhow::Result<()> {
     let three = Three::start(vxlan(), outer, off)?;
     let (engine, node) = (&three.engines[0], &three.cluster.nodes()[0]);
-    everything_flows(three.path(1)?)?;
+    // Nothing but a ping: the last words of a TCP connection may come late, and would be counted below.
+    reach::ping(three.path(1)?)?;
     let quiet = engine.counters();
     ensure!(quiet.tx.dropped(DropReason::SendRefused) == 0, "{quiet:?}");
     node.drop_output_to(three.outer(1)?).map_err(without_nftables)?;

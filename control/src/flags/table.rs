@@ -104,7 +104,7 @@ pub const FLAGS: &[Flag] = &[
         Kind::Text,
         "auto",
         "auto|half|full",
-        "threads of a worker; auto: one a direction (full) if CPUs allow (new)",
+        "threads of a worker; auto: two (full) from 4 CPUs a worker on (new)",
     ),
     flag(
         "engine-spin",

@@ -34,12 +34,13 @@ pub struct Tuning {
 
 /// Whether a worker has a thread for each direction.
 ///
-/// A bulk sender's worker is a full core: reads, sends, the kernel's segmentation, and on the way back each ACK makes the
-/// inner stack send more, in the thread that writes it to the TUN. Two threads give one flow two cores, and neither
-/// direction waits for the other's turn to end.
+/// Two threads give one flow two CPUs: a bulk sender's worker is busy with reads, sends and the kernel's segmentation, and
+/// on the way back each ACK makes the inner stack send more, in the thread that writes it to the TUN. Where CPUs are
+/// scarce they take them from the programs at both ends, and cannot spin: on two, one stream gained 5 %, eight lost 10 %,
+/// and a round trip took 110 us for 25.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Duplex {
-    /// Two threads a worker where there are CPUs for both.
+    /// Two threads a worker where four CPUs for each worker are there, so that programs and spinning have theirs.
     #[default]
     Auto,
     /// One thread that takes turns.
@@ -52,7 +53,7 @@ impl Duplex {
     /// Whether `workers` workers on `cpus` CPUs have two threads each.
     pub(super) fn is_split(self, cpus: usize, workers: usize) -> bool {
         match self {
-            Self::Auto => cpus >= 2 * workers,
+            Self::Auto => cpus >= 4 * workers,
             Self::Half => false,
             Self::Full => true,
         }
@@ -107,10 +108,10 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_for_each_direction_wants_a_cpu_for_each() {
+    fn a_thread_for_each_direction_wants_cpus_to_spare() {
         let auto = |cpus| Duplex::Auto.is_split(cpus, Tuning::default().worker_count(cpus));
-        assert_eq!([1, 2, 3, 4, 8, 64].map(auto), [false, true, true, true, true, true]);
-        assert!(!Duplex::Auto.is_split(2, 2));
+        assert_eq!([1, 2, 4, 8, 16, 64].map(auto), [false, false, false, false, true, true]);
+        assert!(Duplex::Auto.is_split(4, 1));
         assert!(Duplex::Full.is_split(1, 1) && !Duplex::Half.is_split(64, 1));
     }
 

@@ -204,7 +204,7 @@ fn an_answer_of_ours_that_cannot_be_sent_is_not_answered() {
 /// Payload bytes of the TCP superpackets below, and of each of their segments.
 const STREAM: (usize, u16) = (14_500, 1390);
 
-/// Whether the TUN writes that wait carry TCP: how many of them, and their payloads put together.
+/// How many of the TUN writes carry TCP, and their payloads put together.
 fn stream_written(writes: &[Bytes]) -> (usize, Vec<u8>) {
     let tcp: Vec<_> = writes.iter().filter(|write| write[10 + 9] == 6).collect();
     let carried = tcp.iter().flat_map(|write| write[10 + 20 + 32..].to_vec()).collect();
