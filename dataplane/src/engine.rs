@@ -14,6 +14,7 @@ use crate::error::{EngineError, OpenError};
 use crate::event::{EngineEvent, Events};
 use crate::io::readiness::{Readiness, Waker};
 use crate::io::ring::RingDrops;
+use crate::io::udp::SocketDrops;
 use crate::io::{KernelTun, KernelUdp, Ready};
 use crate::offload::Offload;
 use crate::probe::{self, Capabilities, Features};
@@ -26,6 +27,7 @@ mod serve;
 mod shared;
 mod spin;
 mod tuning;
+mod vigil;
 mod worker;
 
 use serve::serve;
@@ -151,6 +153,7 @@ impl Engine {
         };
         let bound = config.tuning.spin.bound(usable_cpus(), ends.len() * sides.len());
         let first = Shared::new(table);
+        let sockets = ends.iter().map(|(_, udp)| udp.drops()).collect();
         let (mut wakers, mut shares, mut workers) = (Vec::new(), Vec::new(), Vec::new());
         for (number, (tun, udp)) in ends.into_iter().enumerate() {
             for &side in sides {
@@ -168,6 +171,7 @@ impl Engine {
             device,
             capabilities,
             ring,
+            sockets,
             shares,
             threads_a_worker: sides.len(),
             wakers,
@@ -206,6 +210,8 @@ pub struct EngineHandle {
     device: String,
     capabilities: Capabilities,
     ring: RingDrops,
+    /// One a worker.
+    sockets: Vec<SocketDrops>,
     /// One a thread, and there is one at least.
     shares: Vec<Arc<Shared>>,
     threads_a_worker: usize,
@@ -220,24 +226,28 @@ impl EngineHandle {
         // All workers read the same table.
         if let Some(shared) = self.shares.first() {
             shared.publish(table);
+            if shared.guarded.load(Ordering::SeqCst) {
+                self.wakers.iter().for_each(Waker::wake);
+            }
         }
     }
 
-    /// The counters since the start, as of the last batch: they balance. What the device's ring lost is asked of the
-    /// kernel, which costs a system call.
+    /// The counters since the start, as of the last batch: they balance. What the device's ring and the sockets lost is
+    /// asked of the kernel, which costs some system calls.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let sum = self.shares.iter().fold(Counters::default(), |sum, shared| sum.plus(&shared.counters()));
+        let sum = self.workers().iter().fold(Counters::default(), |sum, worker| sum.plus(worker));
         Counters { ring_overflows: self.ring.read(), ..sum }
     }
 
     /// The same for each worker.
     #[must_use]
     pub fn workers(&self) -> Vec<Counters> {
-        let sum = |threads: &[Arc<Shared>]| {
-            threads.iter().fold(Counters::default(), |sum, shared| sum.plus(&shared.counters()))
+        let sum = |(threads, socket): (&[Arc<Shared>], &SocketDrops)| {
+            let heard = threads.iter().fold(Counters::default(), |sum, shared| sum.plus(&shared.counters()));
+            Counters { socket_overflows: socket.since(heard.socket_overflows), ..heard }
         };
-        self.shares.chunks(self.threads_a_worker).map(sum).collect()
+        self.shares.chunks(self.threads_a_worker).zip(&self.sockets).map(sum).collect()
     }
 
     /// What happened. Read it: a full channel (256 events) loses the newest.

@@ -30,6 +30,8 @@ pub enum EngineEvent {
         /// The peer.
         to: SocketAddr,
     },
+    /// So much garbage comes that the socket refuses it for now.
+    Flooded,
     /// A worker failed, was made again, and goes on.
     WorkerPanicked {
         /// What the failure said.
@@ -79,6 +81,10 @@ impl fmt::Display for EngineEvent {
                 )
             }
             Self::TrainsTaken { to } => write!(f, "the kernel takes {} to {to} again", Feature::UdpGso),
+            Self::Flooded => f.write_str(
+                "a flood of datagrams that are no peer's or not for this tunnel; while it lasts the socket refuses \
+                 them, and they count with those that found its buffer full",
+            ),
             Self::WorkerPanicked { message, lost } => {
                 write!(f, "a worker failed and was restarted, {lost} packets were lost: {message}")
             }

@@ -4,7 +4,9 @@ use std::io::{self, IoSlice};
 use std::time::Duration;
 
 use crate::buffers::ReceiveBuffers;
+use guard::Guard;
 
+pub mod guard;
 pub mod memory;
 pub(crate) mod readiness;
 pub(crate) mod ring;
@@ -54,6 +56,16 @@ pub trait UdpPort: Send {
     /// Waits until a send may work, at most `limit`.
     fn wait_writable(&mut self, limit: Duration);
 
-    /// Datagrams that were lost because nobody received them in time, since the port was opened.
+    /// Messages that were lost because nobody received them in time, or refused by a guard, since the port was opened, as
+    /// far as it is known.
     fn overflow(&self) -> u32;
+
+    /// Lets the port refuse what `guard` refuses before anybody receives it, or lets everything in again. A port need not
+    /// have the means.
+    ///
+    /// # Errors
+    /// When it takes no guard, or did not have one to give up.
+    fn set_guard(&mut self, _guard: Option<&Guard>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }

@@ -9,9 +9,11 @@
 //!   calls, but with one set of control messages for the whole batch, so it cannot give each message its own
 //!   `UDP_SEGMENT`.
 //! - [`pmtu`]: one socket option.
+//! - [`drops`]: one socket option.
 //! - [`heap`]: one request to the allocator.
 
 pub(crate) mod checksum;
+pub(crate) mod drops;
 pub(crate) mod heap;
 pub(crate) mod mmsg;
 pub(crate) mod pmtu;

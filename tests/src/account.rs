@@ -1,6 +1,6 @@
 //! The books: every packet that an engine took in was passed on or dropped under a reason.
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use dataplane_core::{Counters, DropReason};
 
 /// Checks that both directions balance.
@@ -14,8 +14,10 @@ pub fn balanced(counters: &Counters) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks that nothing was dropped, in either direction, for another reason than those allowed, and none before it was
-/// read.
+/// Checks that nothing was dropped, in either direction, for another reason than those allowed.
+///
+/// What the device's ring and the socket's buffer lost is not judged: TCP fills whatever queue there is and learns from its
+/// losses, the sooner the slower the machine. Floods have books of their own in `tests/overload.rs`.
 ///
 /// # Errors
 ///
@@ -27,9 +29,6 @@ pub fn only_dropped(counters: &Counters, allowed: &[DropReason]) -> anyhow::Resu
         .filter(|(reason, _)| !allowed.contains(reason))
         .map(|(reason, count)| format!("{count} {reason}"))
         .collect();
-    let (socket, ring) = (counters.socket_overflows, counters.ring_overflows);
-    if !unexpected.is_empty() || socket > 0 || ring > 0 {
-        bail!("dropped: {}, lost at the socket: {socket}, at the ring: {ring}", unexpected.join(", "));
-    }
+    ensure!(unexpected.is_empty(), "dropped: {}", unexpected.join(", "));
     Ok(())
 }

@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn books_are_read_as_they_are_written() {
-        let line = r#"{"level":"INFO","message":"stopped: rx 10 packets, delivered 7 (700 bytes), unknown_peer 2, bad_mac 1; tx 2 packets, sent 2 (200 bytes); 5 messages found the socket's buffer full; 6 packets found the device's ring full","device":"flannel.1"}"#;
+        let line = r#"{"level":"INFO","message":"stopped: rx 10 packets, delivered 7 (700 bytes), unknown_peer 2, bad_mac 1; tx 2 packets, sent 2 (200 bytes); 5 messages found the socket's buffer full or were a flood; 6 packets found the device's ring full","device":"flannel.1"}"#;
         let quiet = r#"{"level":"INFO","message":"stopped: rx 0 packets, delivered 0 (0 bytes); tx 0 packets, sent 0 (0 bytes)","device":"flannel.1"}"#;
         let lines = ["something else".to_owned(), line.to_owned(), quiet.to_owned()];
         let [books, quiet] = <[Books; 2]>::try_from(Books::in_log(&lines).unwrap()).unwrap();

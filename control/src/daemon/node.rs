@@ -455,7 +455,7 @@ fn sums(counters: &Counters) -> String {
         direction("rx", "delivered", &counters.rx),
         "; ".to_owned(),
         direction("tx", "sent", &counters.tx),
-        lost(counters.socket_overflows, "messages found the socket's buffer full"),
+        lost(counters.socket_overflows, "messages found the socket's buffer full or were a flood"),
         lost(counters.ring_overflows, "packets found the device's ring full"),
     ]
     .concat()
@@ -481,7 +481,7 @@ mod tests {
         counters.socket_overflows = 5;
         counters.ring_overflows = 6;
         assert!(sums(&counters).ends_with(
-            "sent 2 (200 bytes); 5 messages found the socket's buffer full; 6 packets found the device's ring full"
+            "sent 2 (200 bytes); 5 messages found the socket's buffer full or were a flood; 6 packets found the device's ring full"
         ));
     }
 }

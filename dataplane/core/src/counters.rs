@@ -183,8 +183,9 @@ pub struct Counters {
     pub foreign_sources: u64,
     /// Inner checksums that a kernel peer left unfinished and that were finished here.
     pub unfinished_checksums: u64,
-    /// Messages that the socket dropped before they were read (`SO_RXQ_OVFL`); not part of `rx.packets`. The kernel
-    /// counts what it would have handed over in one piece, so datagrams that came joined count once.
+    /// Messages that the socket dropped before they were read (`SO_RXQ_OVFL`, `SO_MEMINFO`), for want of room or because
+    /// they were garbage during a flood; not part of `rx.packets`. The kernel counts what it would have handed over in one
+    /// piece, so datagrams that came joined count once.
     pub socket_overflows: u64,
     /// Packets that the device's ring dropped before they were read (`tx_dropped`); not part of `tx.packets`. A
     /// superpacket counts once. The kernel counts for the device, so this is 0 in the counters of a single worker.

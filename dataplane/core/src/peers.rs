@@ -184,6 +184,27 @@ impl PeerTable {
         }
     }
 
+    /// Ranges of IPv4 addresses, both ends included, that hold the endpoints of all peers: ascending, and at most `most` of
+    /// them. The fewer ranges, the more addresses in them are nobody's.
+    #[must_use]
+    pub fn sender_ranges(&self, most: usize) -> Vec<(u32, u32)> {
+        let (Some(&first), Some(&last)) = (self.senders_v4.first(), self.senders_v4.last()) else {
+            return Vec::new();
+        };
+        // The widest gaps stay gaps.
+        let mut gaps: Vec<(u32, u32)> =
+            self.senders_v4.array_windows().filter(|[a, b]| b - a > 1).map(|[a, b]| (*a, *b)).collect();
+        let kept = gaps.len().min(most.saturating_sub(1));
+        if kept < gaps.len() {
+            gaps.select_nth_unstable_by_key(kept, |(a, b)| u32::MAX - (b - a));
+            gaps.truncate(kept);
+            gaps.sort_unstable();
+        }
+        let starts = core::iter::once(first).chain(gaps.iter().map(|(_, b)| *b));
+        let ends = gaps.iter().map(|(a, _)| *a).chain([last]);
+        starts.zip(ends).collect()
+    }
+
     /// This node.
     #[must_use]
     pub fn local(&self) -> &Local {
@@ -242,6 +263,24 @@ mod tests {
         assert_eq!(owner("fd00:0:0:4::9"), Owner::Cluster);
         assert!(table.knows("192.0.2.3".parse().unwrap()));
         assert!(!table.knows("192.0.2.4".parse().unwrap()));
+    }
+
+    #[test]
+    fn ranges_hold_every_sender_and_keep_the_widest_gaps() {
+        let peers: Vec<Peer> =
+            ["10.0.0.1:1", "10.0.0.2:1", "10.0.0.9:1", "10.0.7.1:1", "10.9.0.1:1", "[fd00::1]:1"]
+                .iter()
+                .map(|endpoint| Peer { subnets: Vec::new(), ..peer(endpoint, "192.0.2.0/24") })
+                .collect();
+        let table = PeerTable::build(Local::default(), &peers).unwrap();
+        let (a, b, c, d, e) = (0x0a00_0001, 0x0a00_0002, 0x0a00_0009, 0x0a00_0701, 0x0a09_0001);
+        assert_eq!(table.sender_ranges(9), [(a, b), (c, c), (d, d), (e, e)]);
+        assert_eq!(table.sender_ranges(4), [(a, b), (c, c), (d, d), (e, e)]);
+        assert_eq!(table.sender_ranges(3), [(a, c), (d, d), (e, e)]);
+        assert_eq!(table.sender_ranges(2), [(a, d), (e, e)]);
+        assert_eq!(table.sender_ranges(1), [(a, e)]);
+        assert_eq!(table.sender_ranges(0), [(a, e)]);
+        assert_eq!(PeerTable::empty(Local::default()).sender_ranges(9), []);
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct Shared {
     pub(super) table: Arc<ArcSwap<PeerTable>>,
     /// The counters as of the end of the last turn.
     pub(super) board: Board,
+    /// A worker's socket has a guard, which has to follow the peers: wake it when they change.
+    pub(super) guarded: Arc<AtomicBool>,
     /// All workers shall end.
     pub(super) stop: Arc<AtomicBool>,
     /// The next turn that reads a packet shall fail: for tests of what happens then.
@@ -27,6 +29,7 @@ impl Shared {
         Arc::new(Self {
             table: Arc::new(ArcSwap::from_pointee(table)),
             board: Board::default(),
+            guarded: Arc::default(),
             stop: Arc::default(),
             fault: Arc::default(),
         })
@@ -38,6 +41,7 @@ impl Shared {
         Arc::new(Self {
             table: self.table.clone(),
             board: Board::default(),
+            guarded: self.guarded.clone(),
             stop: self.stop.clone(),
             fault: self.fault.clone(),
         })

@@ -19,8 +19,10 @@ use super::deliver::Delivery;
 use super::paths::Paths;
 use super::send::Sending;
 use super::shared::Shared;
+use super::vigil::{Order, Vigil};
 use crate::buffers::{ReceiveBuffers, TUN_READ_LEN};
 use crate::event::{EngineEvent, Events};
+use crate::io::guard::Guard;
 use crate::io::{Ready, TunQueue, UdpPort};
 use crate::offload::Offload;
 use crate::probe::Feature;
@@ -42,6 +44,15 @@ const SINGLE_RECEIVES: usize = 8;
 const LOOK_AGAIN: u32 = 4;
 /// Failed receives in a row after which the socket is given up.
 const RECEIVE_FAILURES: u32 = 64;
+
+/// What a guard refuses too.
+const GARBAGE: [DropReason; 5] = [
+    DropReason::UnknownPeer,
+    DropReason::TooShort,
+    DropReason::BadVxlanFlags,
+    DropReason::BadVni,
+    DropReason::BadMac,
+];
 
 /// How a worker forwards.
 #[derive(Clone, Debug)]
@@ -85,6 +96,9 @@ pub struct Worker<T, U> {
     ready: Ready,
     overflow: u32,
     receive_failures: u32,
+    vigil: Vigil,
+    /// The peers whose datagrams the socket's guard lets through, while it has one.
+    guarded_for: Option<Arc<PeerTable>>,
     /// Turns since the last one that emptied both sides.
     busy_turns: u32,
 }
@@ -149,6 +163,8 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
             ready,
             overflow: 0,
             receive_failures: 0,
+            vigil: Vigil::default(),
+            guarded_for: None,
             busy_turns: 0,
         }
     }
@@ -208,6 +224,7 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
             self.ready = self.config.side;
         }
         let table = Arc::clone(self.table.load());
+        self.watch_for_floods(&table, now_ns);
         if self.ready.tun && !self.drain_tun(&table, now_ns) {
             return Turn::Ended;
         }
@@ -220,6 +237,48 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
         }
         self.busy_turns = 0;
         Turn::Idle
+    }
+
+    /// Lets the socket refuse garbage while there is a flood of it.
+    fn watch_for_floods(&mut self, table: &Arc<PeerTable>, now_ns: u64) {
+        let rx = &self.counters.rx;
+        let garbage = GARBAGE.iter().map(|reason| rx.dropped(*reason)).sum();
+        match self.vigil.look(now_ns, garbage) {
+            Order::Raise { first } => {
+                if first {
+                    self.events.say(EngineEvent::Flooded);
+                }
+                self.raise_guard();
+            }
+            Order::Lower => {
+                // A socket that keeps its guard keeps out nothing but garbage.
+                self.udp.set_guard(None).ok();
+                self.guarded_for = None;
+            }
+            Order::Stay
+                if self.vigil.is_raised()
+                    && self.guarded_for.as_ref().is_none_or(|of| !Arc::ptr_eq(of, table)) =>
+            {
+                self.raise_guard();
+            }
+            Order::Stay => {}
+        }
+    }
+
+    fn raise_guard(&mut self) {
+        // First the flag, then the peers: whoever changes them after this look wakes the worker.
+        self.shared.guarded.store(true, Ordering::SeqCst);
+        let table = self.shared.table.load_full();
+        // The largest message says the family of the underlay.
+        let v4 = self.config.max_bytes == TxLimits::MAX_BYTES_V4;
+        match self.udp.set_guard(Some(&Guard::new(&table, &self.config.forwarder.encap, v4))) {
+            Ok(()) => self.guarded_for = Some(table),
+            Err(_) => {
+                // One for other peers must not stay.
+                self.udp.set_guard(None).ok();
+                self.vigil.give_up();
+            }
+        }
     }
 
     /// TUN to socket. False when the device is gone.

@@ -41,7 +41,7 @@ pub(crate) struct Waker(Arc<EventFd>);
 impl Waker {
     /// Wakes the worker, or keeps it from its next sleep.
     pub(crate) fn wake(&self) {
-        // The counter cannot be full: a worker that was woken once ends.
+        // A counter that is full wakes as well.
         self.0.write(1).ok();
     }
 }
@@ -73,7 +73,12 @@ impl Readiness {
         let [tun, udp] = [&self.tun, &self.udp].map(|fd| fd.as_ref().map_or(waker, AsFd::as_fd));
         let mut set = [tun, udp, waker].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         poll(&mut set, if block { PollTimeout::NONE } else { PollTimeout::ZERO })?;
-        let [tun, udp, _] = set.map(|entry| entry.any().unwrap_or(true));
+        let [tun, udp, woken] = set.map(|entry| entry.any().unwrap_or(true));
+        // A spinning worker leaves it: its sleep then ends at once. Nothing is lost if it is woken again at this moment,
+        // for a turn follows.
+        if woken && block {
+            self.waker.0.read().ok();
+        }
         Ok(Ready { tun: tun && self.tun.is_some(), udp: udp && self.udp.is_some() })
     }
 

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
+use super::guard::{Guard, Instruction};
 use super::{Outgoing, UdpPort};
 use crate::buffers::ReceiveBuffers;
 use crate::error::OpenError;
@@ -38,6 +39,21 @@ pub struct KernelUdp {
     lane: usize,
     sending: SendBatch,
     receiving: ReceiveBatch,
+}
+
+/// The kernel's account of what a socket dropped. A worker hears of it only with the next message that it receives.
+pub(crate) struct SocketDrops {
+    socket: Arc<Socket>,
+}
+
+impl SocketDrops {
+    /// Messages dropped so far, where the last that is known is `known`.
+    pub(crate) fn since(&self, known: u64) -> u64 {
+        // A kernel that does not tell (before 4.12) leaves what the worker has heard.
+        let more = sys::drops::dropped(self.socket.as_fd()).map_or(0, |now| now.wrapping_sub(known as u32));
+        // A worker that has heard of more meanwhile makes it a little negative.
+        if more.cast_signed() < 0 { known } else { known + u64::from(more) }
+    }
 }
 
 /// What the socket answered: the findings for `udp-gso`, `udp-gro` and `mmsg`, and its sizes.
@@ -149,6 +165,11 @@ impl KernelUdp {
         }
     }
 
+    /// What asks the kernel how much this socket has dropped.
+    pub(crate) fn drops(&self) -> SocketDrops {
+        SocketDrops { socket: self.socket.clone() }
+    }
+
     /// The descriptor, for readiness.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -183,6 +204,12 @@ impl UdpPort for KernelUdp {
 
     fn overflow(&self) -> u32 {
         self.receiving.overflow().unwrap_or(0)
+    }
+
+    fn set_guard(&mut self, guard: Option<&Guard>) -> io::Result<()> {
+        let Some(Guard { program }) = guard else { return self.socket.detach_filter() };
+        let instruction = |&(code, yes, no, k): &Instruction| SockFilter::new(code, yes, no, k);
+        self.socket.attach_filter(&program.iter().map(instruction).collect::<Vec<_>>())
     }
 }
 

@@ -132,14 +132,15 @@ impl Way {
         Self { carrier: Carrier::HostRoutes }
     }
 
-    /// The engine with everything off: one packet a system call.
+    /// The engine with everything off, as a plain TUN program works: one packet a system call, and a sleep when there is
+    /// none.
     pub fn floor() -> Self {
-        Self::engine(Backend::Udp, "all", &[])
+        Self::engine(Backend::Udp, "all", &[("spin", "off")])
     }
 
-    /// An engine with some features off, as `--engine-off` takes them.
+    /// An engine with some features off, as `--engine-off` takes them; with all of them, the floor.
     pub fn engine_without(backend: Backend, off: &str) -> Self {
-        Self::engine(backend, off, &[])
+        if (backend, off) == (Backend::Udp, "all") { Self::floor() } else { Self::engine(backend, off, &[]) }
     }
 
     /// An engine with a setting of its own: `("spin", "off")` is `--engine-spin=off`.
@@ -181,11 +182,7 @@ impl Way {
     /// The name in tables and files.
     pub fn name(&self) -> String {
         match &self.carrier {
-            Carrier::Engine { backend: Backend::Udp, off, settings }
-                if off == "all" && settings.is_empty() =>
-            {
-                "floor".to_owned()
-            }
+            Carrier::Engine { .. } if *self == Self::floor() => "floor".to_owned(),
             Carrier::Engine { backend, off, settings } => {
                 let mut name = format!("engine {}", backend.name());
                 if !off.is_empty() {
@@ -242,11 +239,11 @@ impl Way {
     pub fn takes(&self, scenario: Scenario) -> bool {
         use Scenario::{LeaseChurn, Rtt, RttBackToBack, Tcp1, Tcp8, Udp64, Udp64Flows};
         match &self.carrier {
+            Carrier::Engine { .. } if self.role() == Role::Floor => scenario != LeaseChurn,
             Carrier::Engine { off, settings, .. } if !settings.is_empty() => {
                 off.is_empty() && matches!(scenario, Tcp1 | Tcp8 | Udp64 | Udp64Flows | Rtt | RttBackToBack)
             }
             Carrier::Engine { off, .. } if off.is_empty() => true,
-            Carrier::Engine { .. } if self.role() == Role::Floor => scenario != LeaseChurn,
             Carrier::Engine { .. } => matches!(scenario, Tcp1 | Udp64),
             Carrier::KernelVxlan { checksums: true } => scenario != LeaseChurn,
             Carrier::KernelVxlan { checksums: false } | Carrier::KernelToEngine { .. } => {
