@@ -2,7 +2,8 @@
 //!
 //! A turn reads from the TUN until it is empty or the budget is spent, sends, receives one round from the socket,
 //! writes that to the TUN, and posts the counters. Nothing in a turn allocates, locks, logs or waits, except for the
-//! millisecond that a full socket may take once a batch.
+//! millisecond that a full socket may take once a batch, and for the socket's filter, which during a flood is made once a
+//! second and for each new peer table.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
