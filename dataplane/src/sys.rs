@@ -1,7 +1,7 @@
 //! The only unsafe code of the workspace: system calls that `tun-rs`, `nix` and `socket2` do not wrap safely, and
 //! instructions that not every CPU has.
 //!
-//! Each unsafe block makes one call and says why it is sound. Four things live here:
+//! Each unsafe block makes one call and says why it is sound. Five things live here:
 //!
 //! - [`checksum`]: sums in wide registers.
 //! - [`tun`]: the three ioctls that put a TUN queue into virtio shape.

@@ -103,6 +103,8 @@ impl Paths {
         }
         if self.held == 0 {
             self.sweep_ns = note.until_ns + RETRY_NS;
+            // While nothing was held, trains passed that nobody told of here.
+            self.in_a_row = 0;
         }
         let set = set_of(to);
         // A full set forgets what would be forgotten first.
@@ -260,6 +262,17 @@ mod tests {
         assert_eq!(paths.held, 1);
         assert!(!paths.look_again(3 * RETRY_NS));
         assert!(paths.is_quiet());
+    }
+
+    #[test]
+    fn refusals_of_another_time_are_not_in_a_row_with_todays() {
+        let mut paths = Paths::default();
+        for n in 1..8 {
+            assert_eq!(paths.refuse(peer(n), FULL, libc::EIO, 0), Refused::Destination);
+        }
+        paths.look_again(3 * RETRY_NS);
+        assert!(paths.is_quiet());
+        assert_eq!(paths.refuse(peer(8), FULL, libc::EIO, 4 * RETRY_NS), Refused::Destination);
     }
 
     proptest! {

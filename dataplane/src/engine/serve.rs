@@ -30,7 +30,7 @@ pub(super) fn serve<T: TunQueue, U: UdpPort>(
         let packets = worker.packets().wrapping_sub(moved);
         moved = worker.packets();
         let caught = if patience.is_worth_it(idle, packets) {
-            spin(readiness, &mut patience, &start, idle)
+            spin(readiness, shared, &mut patience, &start, idle)
         } else {
             None
         };
@@ -42,10 +42,16 @@ pub(super) fn serve<T: TunQueue, U: UdpPort>(
     true
 }
 
-/// Asks again and again, and lets others run in between, until something may be read or patience ends.
-fn spin(readiness: &Readiness, patience: &mut Patience, start: &Instant, idle: Duration) -> Option<Ready> {
+/// Asks again and again, and lets others run in between, until something may be read, patience ends or the worker shall.
+fn spin(
+    readiness: &Readiness,
+    shared: &Shared,
+    patience: &mut Patience,
+    start: &Instant,
+    idle: Duration,
+) -> Option<Ready> {
     let mut before = idle;
-    loop {
+    while !shared.stop.load(Ordering::Acquire) {
         match readiness.wait(false) {
             Ok(Ready { tun: false, udp: false }) | Err(_) => {}
             Ok(ready) => return Some(ready),
@@ -57,4 +63,5 @@ fn spin(readiness: &Readiness, patience: &mut Patience, start: &Instant, idle: D
         }
         before = now;
     }
+    None
 }

@@ -342,6 +342,8 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
                         return false;
                     }
                     _ => {
+                        // It works: nothing is waiting.
+                        self.receive_failures = 0;
                         self.ready.udp = false;
                         break;
                     }

@@ -147,6 +147,8 @@ struct Script {
     refuse_trains: Option<i32>,
     refuse_trains_to: HashMap<SocketAddr, (i32, usize)>,
     call_limit: Option<usize>,
+    /// Receives that fail, and how.
+    refuse_receives: (usize, i32),
 }
 
 /// A port of a [`MemoryWire`]. Clones are the same port.
@@ -182,6 +184,11 @@ impl MemoryUdp {
     /// Takes at most `limit` messages a call.
     pub fn limit_calls(&self, limit: usize) {
         lock(&self.script).call_limit = Some(limit.max(1));
+    }
+
+    /// Fails the next `count` receives with `errno`, whatever waits.
+    pub fn refuse_receives(&self, count: usize, errno: i32) {
+        lock(&self.script).refuse_receives = (count, errno);
     }
 
     /// Messages offered so far, refused ones included.
@@ -255,6 +262,11 @@ impl UdpPort for MemoryUdp {
     }
 
     fn receive(&mut self, buffers: &mut ReceiveBuffers) -> io::Result<usize> {
+        let (failing, errno) = &mut lock(&self.script).refuse_receives;
+        if let Some(left) = failing.checked_sub(1) {
+            *failing = left;
+            return Err(io::Error::from_raw_os_error(*errno));
+        }
         let mut wire = lock(&self.wire);
         let most = if wire.faults.coalesce { wire.faults.max_segments } else { 1 };
         let Some(queue) = wire.queues.get_mut(&self.address).filter(|queue| !queue.is_empty()) else {

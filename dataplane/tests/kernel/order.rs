@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use dataplane::core::{DropReason, Family};
-use dataplane::{SourcePorts, Tuning};
+use dataplane::{Duplex, SourcePorts, Tuning};
 use hostnet::netns::NetNs;
 use socket2::SockRef;
 
@@ -128,11 +128,16 @@ fn datagrams_keep_their_order(nodes: &[Node; 2]) {
 }
 
 fn every_flow_keeps_its_order(workers: u8, source_ports: SourcePorts, shape: Shape) {
+    let workers = NonZeroU8::new(workers);
+    order_is_kept(&Shape { tuning: Tuning { workers, source_ports, ..Tuning::default() }, ..shape });
+}
+
+fn order_is_kept(shape: &Shape) {
     if !possible() {
         return;
     }
-    let tuning = Tuning { workers: NonZeroU8::new(workers), source_ports, ..Tuning::default() };
-    let nodes = pair(&Shape { tuning, ..shape });
+    let nodes = pair(shape);
+    let workers = shape.tuning.workers.map_or(1, NonZeroU8::get);
     assert_eq!(nodes[0].engine().workers().len(), usize::from(workers));
     streams_keep_their_order(&nodes);
     datagrams_keep_their_order(&nodes);
@@ -166,4 +171,12 @@ fn two_workers_keep_the_order_of_every_flow_from_one_source_port() {
 fn an_engine_without_batches_keeps_the_order_of_every_flow() {
     let shape = Shape { off: dataplane::Features::ALL, ..Shape::vxlan() };
     every_flow_keeps_its_order(2, SourcePorts::Auto, shape);
+}
+
+#[test]
+fn a_thread_for_each_direction_keeps_the_order_of_every_flow() {
+    for workers in [1, 2] {
+        let (workers, duplex) = (NonZeroU8::new(workers), Duplex::Full);
+        order_is_kept(&Shape { tuning: Tuning { workers, duplex, ..Tuning::default() }, ..Shape::vxlan() });
+    }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU8;
 
 use dataplane::core::Family;
-use dataplane::{Engine, EngineEvent, OpenError, SourcePorts, Tuning};
+use dataplane::{Duplex, Engine, EngineEvent, OpenError, SourcePorts, Tuning};
 
 use super::pair::{Shape, config, netlink, pair, possible, underlay};
 use super::{PATIENCE, everything_flows, stop};
@@ -17,6 +17,18 @@ fn with_workers(source_ports: SourcePorts, shape: Shape) -> Shape {
 fn everything_flows_through_two_workers() {
     everything_flows(&with_workers(SourcePorts::Auto, Shape::vxlan()));
     everything_flows(&with_workers(SourcePorts::Spread, Shape { underlay: Family::V6, ..Shape::raw() }));
+}
+
+/// A thread for each direction, whatever this machine's CPUs are.
+fn both_ways_at_once(workers: u8, shape: Shape) -> Shape {
+    let workers = NonZeroU8::new(workers);
+    Shape { tuning: Tuning { workers, duplex: Duplex::Full, ..Tuning::default() }, ..shape }
+}
+
+#[test]
+fn everything_flows_through_a_thread_for_each_direction() {
+    everything_flows(&both_ways_at_once(1, Shape::vxlan()));
+    everything_flows(&both_ways_at_once(2, Shape { underlay: Family::V6, ..Shape::raw() }));
 }
 
 #[test]
@@ -43,9 +55,11 @@ fn workers_end_together() {
     if !possible() {
         return;
     }
-    let [near, _far] = pair(&with_workers(SourcePorts::Auto, Shape::vxlan()));
-    netlink(&near.ns, |kernel| async move { kernel.delete_link("flannel.1").await.unwrap() });
-    let said = near.engine().events().recv_timeout(PATIENCE).unwrap();
-    assert!(matches!(said, EngineEvent::DeviceGone { .. }), "{said}");
-    assert!(near.engine.unwrap().stop().is_err());
+    for shape in [with_workers(SourcePorts::Auto, Shape::vxlan()), both_ways_at_once(2, Shape::vxlan())] {
+        let [near, _far] = pair(&shape);
+        netlink(&near.ns, |kernel| async move { kernel.delete_link("flannel.1").await.unwrap() });
+        let said = near.engine().events().recv_timeout(PATIENCE).unwrap();
+        assert!(matches!(said, EngineEvent::DeviceGone { .. }), "{said}");
+        assert!(near.engine.unwrap().stop().is_err());
+    }
 }

@@ -227,6 +227,20 @@ fn a_device_that_is_gone_ends_the_worker_aloud() {
     assert_eq!(node.said(), [EngineEvent::DeviceGone { errno: libc::EBADFD }]);
 }
 
+#[test]
+fn a_socket_that_fails_for_ever_ends_the_worker_aloud_and_one_that_recovers_does_not() {
+    let wire = MemoryWire::new(WireFaults::NONE);
+    let mut node = Node::new(1, &wire, Features::ALL);
+    for _ in 0..10 {
+        node.udp.refuse_receives(20, libc::ECONNREFUSED);
+        assert_eq!(node.run(), Turn::Idle, "nothing waits, but it says so");
+    }
+    assert_eq!(node.said(), []);
+    node.udp.refuse_receives(usize::MAX, libc::EBADF);
+    assert_eq!(node.run(), Turn::Ended);
+    assert_eq!(node.said(), [EngineEvent::SocketFailed { errno: libc::EBADF }]);
+}
+
 /// The kernel answers so for one packet that fits no virtio header, and has thrown it away.
 #[test]
 fn a_packet_that_cannot_be_read_is_counted_and_the_next_one_is_read() {
