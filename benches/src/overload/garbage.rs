@@ -35,6 +35,8 @@ pub struct GarbageRow {
     pub beside: f64,
     /// Thousand datagrams of garbage a second that the sender got rid of.
     pub kilopackets_per_second: f64,
+    /// Share of the machine, 0 to 1, that other programs used during the worse of the two.
+    pub foreign: f64,
     /// KiB of resident memory of the victim, before and after.
     pub resident_kib: Option<(u64, u64)>,
 }
@@ -114,7 +116,8 @@ fn row(cast: &Cast, carrier: Carrier, kind: &Kind, duration: Duration) -> anyhow
         segments: kind.segments,
         rate: None,
     };
-    let stream = || transfer(cast.path(1)?, &Transfer::timed(duration));
+    let plan = Transfer { watch: cast.pids(), ..Transfer::timed(duration) };
+    let stream = || transfer(cast.path(1)?, &plan);
     let quiet = stream()?;
     let before = resident()?;
     let (beside, sent): (_, GarbageReport) = during(third.namespace(), &garbage, stream)?;
@@ -125,6 +128,7 @@ fn row(cast: &Cast, carrier: Carrier, kind: &Kind, duration: Duration) -> anyhow
         quiet: quiet.gigabits_per_second,
         beside: beside.gigabits_per_second,
         kilopackets_per_second: sent.kilopackets_per_second(),
+        foreign: quiet.cpu.foreign.max(beside.cpu.foreign),
         resident_kib: before.zip(after),
     })
 }

@@ -67,8 +67,17 @@ fn load(result: &Overload) -> Table {
 }
 
 fn garbage(result: &Overload) -> Table {
-    let head =
-        ["way", "garbage", "kpps of it", "quiet Gb/s", "beside Gb/s", "of quiet", "RSS KiB before", "after"];
+    let head = [
+        "way",
+        "garbage",
+        "kpps of it",
+        "quiet Gb/s",
+        "beside Gb/s",
+        "of quiet",
+        "foreign",
+        "RSS KiB before",
+        "after",
+    ];
     let mut table = table(&head, 2);
     for row in &result.garbage {
         let (before, after) = row
@@ -81,6 +90,7 @@ fn garbage(result: &Overload) -> Table {
             format!("{:.2}", row.quiet),
             format!("{:.2}", row.beside),
             format!("{:.0} %", 100.0 * row.beside / row.quiet),
+            format!("{:.0} %", 100.0 * row.foreign),
             before,
             after,
         ]);
