@@ -29,20 +29,41 @@ const DATAGRAMS: u32 = 500;
 /// All is sent long before the first silence of this length.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// Segments that TCP had to keep because one before them was missing, in a namespace.
-fn out_of_order(ns: &NetNs) -> u64 {
-    let text =
-        ns.run("netstat", || std::fs::read_to_string("/proc/thread-self/net/netstat")).unwrap().unwrap();
-    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
-    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    let (_, value) =
-        names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "TCPOFOQueue").unwrap();
-    value.parse().unwrap()
+/// What TCP knows of disorder in a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Disorder {
+    /// Times that a sender found that its segments had overtaken each other: a gap was filled that it had not filled by a
+    /// retransmission.
+    overtaken: u64,
+    /// Segments that a receiver had to keep because one before them was missing: overtaken ones, and lost ones.
+    kept: u64,
+    /// Segments sent again.
+    sent_again: u64,
+}
+
+impl Disorder {
+    fn of(ns: &NetNs) -> Self {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+        let text = ns.run("netstat", || read("netstat") + &read("snmp")).unwrap();
+        let sum = |wanted: &[&str]| {
+            let lines: Vec<&str> = text.lines().collect();
+            let pairs = lines.chunks_exact(2).flat_map(|pair| pair[0].split(' ').zip(pair[1].split(' ')));
+            pairs
+                .filter(|(name, _)| wanted.contains(name))
+                .map(|(_, value)| value.parse::<u64>().unwrap())
+                .sum()
+        };
+        Self {
+            overtaken: sum(&["TCPSACKReorder", "TCPRenoReorder"]),
+            kept: sum(&["TCPOFOQueue"]),
+            sent_again: sum(&["RetransSegs"]),
+        }
+    }
 }
 
 /// Many TCP connections at once in each direction, each with so little in flight that nothing overflows: none sees a gap.
 fn streams_keep_their_order(nodes: &[Node; 2]) {
-    let before: Vec<u64> = nodes.iter().map(|node| out_of_order(&node.ns)).collect();
+    // The namespaces are new: what is counted at the end is of these streams.
     let sent: Vec<u8> = (0..STREAM).map(|at| (at ^ (at >> 11)) as u8).collect();
     thread::scope(|scope| {
         for (from, to) in [(&nodes[0], &nodes[1]), (&nodes[1], &nodes[0])] {
@@ -67,10 +88,12 @@ fn streams_keep_their_order(nodes: &[Node; 2]) {
             }
         }
     });
-    let overflows: Vec<u64> =
-        nodes.iter().filter_map(|node| node.engine.as_ref()).map(|e| e.counters().ring_overflows).collect();
-    let after: Vec<u64> = nodes.iter().map(|node| out_of_order(&node.ns)).collect();
-    assert_eq!(after, before, "segments that TCP found out of order (ring overflows: {overflows:?})");
+    // A machine short of CPU may lose a segment in a queue of the kernel's; what follows it is then kept, and no fault of
+    // the engine's. Without a loss nothing may be kept at all.
+    let found = [&nodes[0], &nodes[1]].map(|node| Disorder::of(&node.ns));
+    for (here, there) in [(found[0], found[1]), (found[1], found[0])] {
+        assert!(here.overtaken == 0 && (there.kept == 0 || here.sent_again > 0), "{found:?}");
+    }
 }
 
 /// Numbered datagrams of many flows in both directions at once: whatever arrives of a flow is in order.

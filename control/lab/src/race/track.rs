@@ -40,7 +40,7 @@ impl Track {
     ///
     /// When the machine lacks what it takes, a daemon ends, or no packet arrives.
     pub fn build(way: &Way, model: LinkModel, program: &FilePath, dir: &FilePath) -> anyhow::Result<Self> {
-        let mut cluster = pair(model)?;
+        let mut cluster = pair(model, way.leaves_checksums(model))?;
         let flanneld = join::flanneld(way, program, dir);
         let (networks, running) = join::join(way, &cluster, flanneld.as_ref(), dir)?;
         add_pods(&mut cluster, &networks)?;
@@ -62,7 +62,7 @@ impl Track {
         dir: &FilePath,
         count: usize,
     ) -> anyhow::Result<Self> {
-        let mut cluster = pair(model)?;
+        let mut cluster = pair(model, way.leaves_checksums(model))?;
         let (network, running) = crowd::join(way, &cluster, program, dir, count)?;
         add_pods(&mut cluster, &[network])?;
         let crowd = crowd::destinations(count)?;
@@ -145,8 +145,8 @@ impl Track {
     }
 }
 
-fn pair(model: LinkModel) -> anyhow::Result<Cluster> {
-    Cluster::build(&Plan { model, underlay: Underlay::V4, ..Plan::pair() })
+fn pair(model: LinkModel, tx_checksum: bool) -> anyhow::Result<Cluster> {
+    Cluster::build(&Plan { model, underlay: Underlay::V4, tx_checksum, ..Plan::pair() })
 }
 
 fn add_pods(cluster: &mut Cluster, networks: &[PodNetwork]) -> anyhow::Result<()> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::scenario::{Ground, Scenario};
+use crate::cluster::LinkModel;
 use crate::cluster::{Cluster, PodNetwork, Process};
 use crate::daemons::Backend;
 
@@ -252,6 +253,15 @@ impl Way {
             Carrier::HostRoutes => scenario != LeaseChurn && scenario.ground() == Ground::Pair,
             Carrier::Program(program) => scenario.ground() == Ground::Pair && program.0.takes(scenario),
         }
+    }
+
+    /// Whether checksums may be left to the links' imagined hardware.
+    ///
+    /// Over veth they then arrive unfinished, with the mark that the kernel encapsulated the frame itself, and such frames
+    /// are never coalesced for a UDP socket (`udp_gro_receive`, since Linux 6.9). No frame from a network card has that
+    /// mark, so where a kernel VXLAN device sends to an engine as over one, the sender finishes its checksums.
+    pub(super) fn leaves_checksums(&self, model: LinkModel) -> bool {
+        model != LinkModel::Nic || !matches!(self.carrier, Carrier::KernelToEngine { .. })
     }
 
     /// Whether a machine may lack it without anything being wrong.
