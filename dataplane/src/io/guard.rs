@@ -1,7 +1,7 @@
 //! A socket filter that refuses garbage before the kernel queues it: for the time of a flood.
 //!
-//! To receive a datagram and throw it away costs the engine more than a microsecond; to refuse it costs the kernel a tenth
-//! of that, on the CPU that brought it. What the filter refuses is what the engine would refuse first, or less: a source
+//! To receive a datagram and throw it away costs the engine about a microsecond; to refuse it costs the kernel far less, on
+//! the CPU that brought it. What the filter refuses is what the engine would refuse first, or less: a source
 //! that is no peer's (IPv4), a VXLAN header that is not ours, a frame for another MAC address. Classic BPF needs no
 //! privilege.
 
