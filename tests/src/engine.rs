@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use dataplane::{Engine, EngineConfig, EngineEvent, EngineHandle, Features, Tuning};
 use dataplane_core::{
     Counters, Encap, Family, LinkMtu, Local, MacAddr, OverlayMtu, Peer, PeerTable, SourceCheck, Vni,
@@ -15,8 +15,8 @@ use hostnet::kernel::{Kernel, LinkSettings};
 use hostnet::state::Route;
 use hostnet::sysctl;
 use ipnet::IpNet;
-use lab::Node;
 use lab::cluster::vxlan::VxlanEnd;
+use lab::{Cluster, Node, PodNetwork};
 
 use crate::{NETWORKS, account, netlink};
 
@@ -198,6 +198,25 @@ pub fn table(own: &[VxlanEnd], peers: &[VxlanEnd], port: u16) -> anyhow::Result<
         }
     }
     Ok(PeerTable::build(local, &table)?)
+}
+
+/// Engines on the first two nodes of a cluster, IPv4 in IPv4, each told of the other, and a pod behind each.
+///
+/// # Errors
+///
+/// When there are not two nodes, an engine cannot be opened or the kernel refuses a step.
+pub fn pair(cluster: &mut Cluster, spec: &Spec) -> anyhow::Result<([VxlanEnd; 2], [EngineNode; 2])> {
+    let [a, b, ..] = cluster.nodes() else { bail!("two nodes") };
+    let ends = [end_of(a, 0, Family::V4, Family::V4)?, end_of(b, 1, Family::V4, Family::V4)?];
+    let engines = [
+        EngineNode::start(a, spec, &ends[..1], &ends[1..])?,
+        EngineNode::start(b, spec, &ends[1..], &ends[..1])?,
+    ];
+    let mtu = spec.mtu(Family::V4)?.get().into();
+    for (node, end) in cluster.nodes_mut().iter_mut().zip(ends) {
+        node.add_pod(&PodNetwork { subnets: vec![end.subnet], mtu })?;
+    }
+    Ok((ends, engines))
 }
 
 /// The end of node `index` (from 0) of a lab cluster: its subnet of `inner` and its underlay address of `outer`.

@@ -15,7 +15,7 @@ use lab::cluster::vxlan::VxlanEnd;
 use lab::traffic::ping::Ping;
 use lab::{Cluster, Plan, PodNetwork, Scene, Underlay};
 use promises::bad::{self, Bad};
-use promises::engine::{EngineNode, Spec, end_of, port_of, vxlan};
+use promises::engine::{EngineNode, Spec, end_of, pair, port_of, vxlan};
 use promises::{counts, harness, netlink, reach};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -314,17 +314,7 @@ fn own_datagrams_routed_into_the_tunnel_do_not_loop(_: &Scene) -> anyhow::Result
 fn garbage_from_a_stranger_does_not_stop_a_transfer(_: &Scene) -> anyhow::Result<()> {
     let plan = Plan { underlay: Underlay::V4, ..Plan::nodes(3) };
     let mut cluster = Cluster::build(&plan)?;
-    let nodes = cluster.nodes();
-    let ends = [end_of(&nodes[0], 0, Family::V4, Family::V4)?, end_of(&nodes[1], 1, Family::V4, Family::V4)?];
-    let spec = Spec::new(vxlan());
-    let engines = [
-        EngineNode::start(&nodes[0], &spec, &ends[..1], &ends[1..])?,
-        EngineNode::start(&nodes[1], &spec, &ends[1..], &ends[..1])?,
-    ];
-    let mtu = spec.mtu(Family::V4)?.get().into();
-    for (node, end) in cluster.nodes_mut().iter_mut().zip(ends) {
-        node.add_pod(&PodNetwork { subnets: vec![end.subnet], mtu })?;
-    }
+    let (ends, engines) = pair(&mut cluster, &Spec::new(vxlan()))?;
     let nodes = cluster.nodes();
     let stranger = nodes[2].namespace().run("bind", || UdpSocket::bind(("192.0.2.3", 8472)))??;
     let path = reach::path(&nodes[1].pods()[0], &nodes[0].pods()[0], Family::V4)?;

@@ -20,7 +20,7 @@ use lab::{Cluster, Plan, Pod, PodNetwork, Scene, Underlay, counts};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use promises::cluster::{Inner, Ours, net_conf};
-use promises::engine::{EngineNode, Spec, end_of, port_of, table, vxlan};
+use promises::engine::{EngineNode, Spec, end_of, pair, port_of, table, vxlan};
 use promises::{account, bad, harness, reach};
 
 /// An address on the underlay that no node has.
@@ -298,18 +298,7 @@ fn nine_get_everything(ours: &Ours) -> anyhow::Result<()> {
 fn peers_that_come_and_go_cost_those_who_stay_no_packet(_: &Scene) -> anyhow::Result<()> {
     for encap in [Encap::Raw, vxlan()] {
         let mut cluster = Cluster::build(&Plan { underlay: Underlay::V4, ..Plan::pair() })?;
-        let nodes = cluster.nodes();
-        let ends =
-            [end_of(&nodes[0], 0, Family::V4, Family::V4)?, end_of(&nodes[1], 1, Family::V4, Family::V4)?];
-        let spec = Spec::new(encap);
-        let engines = [
-            EngineNode::start(&nodes[0], &spec, &ends[..1], &ends[1..])?,
-            EngineNode::start(&nodes[1], &spec, &ends[1..], &ends[..1])?,
-        ];
-        let mtu = spec.mtu(Family::V4)?.get().into();
-        for (node, end) in cluster.nodes_mut().iter_mut().zip(ends) {
-            node.add_pod(&PodNetwork { subnets: vec![end.subnet], mtu })?;
-        }
+        let (ends, engines) = pair(&mut cluster, &Spec::new(encap))?;
         let nodes = cluster.nodes();
         let path = reach::path(&nodes[0].pods()[0], &nodes[1].pods()[0], Family::V4)?;
         reach::ping(path)?;
