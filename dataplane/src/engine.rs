@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::Receiver;
 use dataplane_core::checksum::Adder;
-use dataplane_core::{Counters, Encap, ForwarderConfig, OverlayMtu, PeerTable, SourceCheck, TxLimits};
+use dataplane_core::{Counters, Encap, Family, ForwarderConfig, OverlayMtu, PeerTable, SourceCheck};
 
 use crate::error::{EngineError, OpenError};
 use crate::event::{EngineEvent, Events};
@@ -132,7 +132,6 @@ impl Engine {
         let Self { config, device, ends, lanes, ring, capabilities, adder, .. } = self;
         let failed = |source| OpenError::Worker { source };
         let offload = Offload::new(&capabilities);
-        let max_bytes = if config.bind.is_ipv4() { TxLimits::MAX_BYTES_V4 } else { TxLimits::MAX_BYTES_V6 };
         let worker_config = WorkerConfig {
             forwarder: ForwarderConfig {
                 encap: config.encap,
@@ -140,7 +139,7 @@ impl Engine {
                 source_check: config.source_check,
                 adder,
             },
-            max_bytes,
+            underlay: Family::of(&config.bind.ip()),
             offload,
             lanes,
             side: Ready::BOTH,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use dataplane::buffers::ReceiveBuffers;
 use dataplane::core::checksum::Adder;
 use dataplane::core::testing::{Builder, Transport, cluster, endpoint, tun_read, vxlan};
-use dataplane::core::{DropReason, Encap, Family, ForwarderConfig, OverlayMtu, SourceCheck, TxLimits};
+use dataplane::core::{DropReason, Encap, Family, ForwarderConfig, OverlayMtu, SourceCheck};
 use dataplane::engine::{Shared, Turn, Worker, WorkerConfig};
 use dataplane::io::Ready;
 use dataplane::io::{Arrival, Outgoing, TunQueue, UdpPort};
@@ -138,7 +138,7 @@ fn worker(n: u8, encap: Encap, features: Features, udp: Replay) -> (Worker<Sourc
             source_check: SourceCheck::Strict,
             adder: Adder::SCALAR,
         },
-        max_bytes: TxLimits::MAX_BYTES_V4,
+        underlay: Family::V4,
         offload: Offload::with(features, 64),
         lanes: 1,
         side: Ready::BOTH,

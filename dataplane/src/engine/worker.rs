@@ -12,8 +12,8 @@ use std::sync::atomic::Ordering;
 
 use arc_swap::{ArcSwap, Cache};
 use dataplane_core::{
-    Counters, DropReason, Forwarder, ForwarderConfig, MergeConfig, Merger, PeerTable, Received, ReplyQueue,
-    TxBatch, TxLimits,
+    Counters, DropReason, Family, Forwarder, ForwarderConfig, MergeConfig, Merger, PeerTable, Received,
+    ReplyQueue, TxBatch, TxLimits,
 };
 
 use super::deliver::Delivery;
@@ -60,8 +60,8 @@ const GARBAGE: [DropReason; 5] = [
 pub struct WorkerConfig {
     /// How packets are judged and encapsulated.
     pub forwarder: ForwarderConfig,
-    /// Most UDP payload bytes of one message, by the family of the underlay.
-    pub max_bytes: usize,
+    /// The family of the addresses that datagrams go to.
+    pub underlay: Family,
     /// The features in use.
     pub offload: Offload,
     /// Source ports of the UDP port, at least one.
@@ -133,7 +133,11 @@ impl State {
 }
 
 fn limits(config: &WorkerConfig, offload: &Offload) -> TxLimits {
-    TxLimits { max_segments: offload.max_segments(), max_bytes: config.max_bytes }
+    let max_bytes = match config.underlay {
+        Family::V4 => TxLimits::MAX_BYTES_V4,
+        Family::V6 => TxLimits::MAX_BYTES_V6,
+    };
+    TxLimits { max_segments: offload.max_segments(), max_bytes }
 }
 
 fn merging(offload: &Offload) -> MergeConfig {
@@ -270,9 +274,8 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
         // First the flag, then the peers: whoever changes them after this look wakes the worker.
         self.shared.guarded.store(true, Ordering::SeqCst);
         let table = self.shared.table.load_full();
-        // The largest message says the family of the underlay.
-        let v4 = self.config.max_bytes == TxLimits::MAX_BYTES_V4;
-        match self.udp.set_guard(Some(&Guard::new(&table, &self.config.forwarder.encap, v4))) {
+        let WorkerConfig { forwarder, underlay, .. } = &self.config;
+        match self.udp.set_guard(Some(&Guard::new(&table, &forwarder.encap, *underlay))) {
             Ok(()) => self.guarded_for = Some(table),
             Err(_) => {
                 // One for other peers must not stay.

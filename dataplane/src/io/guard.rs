@@ -5,7 +5,7 @@
 //! that is no peer's (IPv4), a VXLAN header that is not ours, a frame for another MAC address. Classic BPF needs no
 //! privilege.
 
-use dataplane_core::{Encap, PeerTable};
+use dataplane_core::{Encap, Family, PeerTable};
 
 /// Ranges of peers' addresses that the filter tells apart. A jump of classic BPF is at most 255 instructions long.
 const RANGES: usize = 64;
@@ -41,11 +41,11 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// The filter for sockets over IPv4 or IPv6 that receive `encap` from the peers of `table`.
+    /// The filter for sockets over `underlay` that receive `encap` from the peers of `table`.
     #[must_use]
-    pub fn new(table: &PeerTable, encap: &Encap, underlay_is_v4: bool) -> Self {
+    pub fn new(table: &PeerTable, encap: &Encap, underlay: Family) -> Self {
         let mut program = Vec::new();
-        if underlay_is_v4 {
+        if underlay == Family::V4 {
             let ranges = table.sender_ranges(RANGES);
             program.push((LOAD_WORD, 0, 0, IP_HEADER.wrapping_add(IPV4_SOURCE)));
             // Two instructions a range, then the refusal. Ranges ascend: below one is in none that follows.
@@ -81,7 +81,7 @@ mod tests {
     use std::net::UdpSocket;
     use std::time::Duration;
 
-    use dataplane_core::{Family, Local, MacAddr, Peer, Vni};
+    use dataplane_core::{Local, MacAddr, Peer, Vni};
     use hostnet::kernel::{Kernel, LinkSettings};
     use hostnet::netns::NetNs;
     use socket2::{SockFilter, SockRef};
@@ -144,7 +144,7 @@ mod tests {
             };
             let right = frame(7, OWN);
             for peers in [1, 2, 63, 64, 65, 300] {
-                let guard = Guard::new(&table(peers), &encap(7), true);
+                let guard = Guard::new(&table(peers), &encap(7), Family::V4);
                 assert!(guard.program.len() <= 2 * RANGES + 15, "{} instructions", guard.program.len());
                 for known in [0, 1, peers / 2, peers - 1] {
                     let from = std::net::Ipv4Addr::from(0x7f00_0100 + 3 * known.min(peers - 1)).to_string();
@@ -159,18 +159,18 @@ mod tests {
                     assert!(!passes(&guard, stranger, &right), "{stranger}, {peers} peers");
                 }
             }
-            let guard = Guard::new(&table(1), &encap(7), true);
+            let guard = Guard::new(&table(1), &encap(7), Family::V4);
             let mut reserved = right.clone();
             reserved[7] = 1;
             for bad in [&b""[..], b"runt", &frame(8, OWN), &frame(7, MacAddr([2, 0, 0, 0, 0, 3])), &reserved]
             {
                 assert!(!passes(&guard, "127.0.1.0", bad), "{bad:?}");
             }
-            let raw = Guard::new(&table(1), &Encap::Raw, true);
+            let raw = Guard::new(&table(1), &Encap::Raw, Family::V4);
             assert!(passes(&raw, "127.0.1.0", b"anything of 20 bytes"));
             assert!(!passes(&raw, "127.0.1.0", b"less than 20 bytes."));
             assert!(!passes(&raw, "127.0.0.9", b"anything of 20 bytes"));
-            let anyone = Guard::new(&table(1), &encap(7), false);
+            let anyone = Guard::new(&table(1), &encap(7), Family::V6);
             assert!(passes(&anyone, "127.0.0.9", &right), "sources of IPv6 are left to the engine");
         })
         .unwrap();

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use dataplane::core::testing::{Builder, Transport, cluster, endpoint, tun_read};
 use dataplane::core::wire::{Ip, Length};
-use dataplane::core::{Counters, Encap, Family, ForwarderConfig, OverlayMtu, SourceCheck, TxLimits};
+use dataplane::core::{Counters, Encap, Family, ForwarderConfig, OverlayMtu, SourceCheck};
 use dataplane::engine::{Shared, Turn, Worker, WorkerConfig};
 use dataplane::io::Ready;
 use dataplane::io::VNET_HEADER_LEN;
@@ -50,7 +50,7 @@ impl Node {
                 // Without `simd` the scalar way.
                 adder: dataplane::adder(unused).0,
             },
-            max_bytes: TxLimits::MAX_BYTES_V4,
+            underlay: Family::V4,
             offload,
             lanes,
             side: Ready::BOTH,
