@@ -192,7 +192,7 @@ pub const FLAGS: &[Flag] = &[
         Kind::Text,
         "",
         "FILE",
-        "last known leases, for a start without the store; off: none [leases.json beside the subnet file] (new)",
+        "last known leases; off: none; default: leases.json by the subnet file (new)",
     ),
     flag(
         "hold-back",
