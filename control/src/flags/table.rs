@@ -64,7 +64,7 @@ pub const FLAGS: &[Flag] = &[
         Kind::Text,
         "http://127.0.0.1:4001,http://127.0.0.1:2379",
         "URLS",
-        "etcd servers, by commas; the store if no other is named",
+        "etcd servers, by commas",
     ),
     flag("etcd-prefix", Kind::Text, "/coreos.com/network", "KEY", "where in etcd the network is kept"),
     flag("etcd-cafile", Kind::Text, "", "FILE", "certificates that the etcd servers are trusted by"),
