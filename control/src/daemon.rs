@@ -21,6 +21,7 @@ use crate::store::{Clock, FileStore, LeaseStore, LeaseWatch, SystemClock};
 
 mod node;
 mod own_lease;
+mod rules;
 mod start;
 
 pub use node::Node;

@@ -5,7 +5,9 @@
 use hostnet::subnet_env::{Previous, SubnetEnv};
 
 use crate::flags::RawFlags;
+use crate::guard::read_listing;
 use crate::lease::{parse_value, print_value};
+use crate::masquerade::every_chain;
 use crate::network::NetworkConfig;
 use crate::settings::Settings;
 
@@ -43,6 +45,25 @@ pub fn subnet_env(data: &[u8]) {
     assert_eq!(SubnetEnv::parse(&env.to_string()).as_ref(), Ok(&env), "{env}");
 }
 
+/// What `iptables -S` and `nft -j` print: whatever it is, its repair is the same chain, made again.
+pub fn rule_listing(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    read_listing(&text);
+    for chain in every_chain() {
+        let seen = chain.seen(Some(&text), &text);
+        let repair = chain.repair(&seen);
+        assert!(repair.starts_with(&format!("*{}\n:{} - [0:0]\n", chain.table, chain.name)), "{repair}");
+        assert!(repair.ends_with("COMMIT\n"), "{repair}");
+        let deleted = repair.lines().filter(|line| line.starts_with("-D ")).count();
+        assert!(deleted == 0 || deleted == seen.jumps.len(), "{repair}");
+        assert_eq!(
+            repair.lines().count(),
+            3 + deleted + usize::from(seen.jumps != [chain.jump.clone()]),
+            "{repair}"
+        );
+    }
+}
+
 /// The command line, one word a line; lines that begin with `FLANNELD_` are variables.
 pub fn flags(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
@@ -68,6 +89,7 @@ mod tests {
             net_conf(&data);
             lease_file(&data);
             subnet_env(&data);
+            rule_listing(&data);
             flags(&data);
         }
 

@@ -15,6 +15,7 @@
 //! | [`lease`], [`store`] | subnets, leases and their text forms; where leases are kept |
 //! | [`underlay`] | which interface and addresses carry the overlay |
 //! | [`backend`], [`plan`] | the whole difference between backends: pure functions from leases to wanted state |
+//! | [`masquerade`] | flannel's packet filter rules, as values and in both texts |
 //! | [`daemon`] | start, the loop, stop |
 //! | [`demo`] | a cluster of daemons on this machine, and a race |
 //! | [`fuzzing`] | the bodies of the fuzz targets, as plain functions |
@@ -25,8 +26,10 @@ pub mod daemon;
 pub mod demo;
 pub mod flags;
 pub mod fuzzing;
+pub mod guard;
 pub mod json;
 pub mod lease;
+pub mod masquerade;
 pub mod network;
 pub mod plan;
 pub mod settings;

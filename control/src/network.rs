@@ -29,6 +29,8 @@ pub struct NetworkConfig {
     pub v4: Option<Pool>,
     /// IPv6 pods, if `EnableIPv6` is true. One of the two is always there.
     pub v6: Option<Pool>,
+    /// Packet filter rules go to nftables, not to iptables (`EnableNFTables`).
+    pub nftables: bool,
     /// How packets travel.
     pub backend: BackendConfig,
     /// What the text asks for and does not get, each with its place and the reason.
@@ -100,18 +102,13 @@ impl NetworkConfig {
             return Err(Remark { at: object.position(), text });
         }
         let mut notices = object.unknown_keys(TOP_LEVEL_KEYS, "the network configuration");
-        if let Some(node) = object.get("EnableNFTables")
-            && node.boolean()?
-        {
-            let text = "EnableNFTables is ignored: this version installs no packet filter rules".to_owned();
-            notices.push(Remark { at: node.position(), text });
-        }
+        let nftables = enabled("EnableNFTables", false)?;
         let backend = match object.get("Backend") {
             Some(node) => backend(&node, &mut notices)?,
             None => BackendConfig::Udp { port: UDP_PORT },
         };
         notices.sort_by_key(|notice| notice.at);
-        Ok(Self { v4, v6, backend, notices })
+        Ok(Self { v4, v6, nftables, backend, notices })
     }
 
     /// The pools there are, IPv4 first.

@@ -17,6 +17,7 @@ pub mod harness;
 pub mod netlink;
 pub mod processes;
 pub mod reach;
+pub mod rules;
 
 pub use lab::counts;
 

@@ -72,3 +72,8 @@ fn every_fuzz_target_is_replayed() {
         assert!(here.contains(&format!("replay(\"{name}\"")), "{name} is not replayed");
     }
 }
+
+#[test]
+fn rule_listings() {
+    replay("rule_listing", control::fuzzing::rule_listing);
+}

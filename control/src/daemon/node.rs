@@ -12,6 +12,7 @@ use hostnet::subnet_env::SubnetEnv;
 use hostnet::sysctl;
 
 use super::own_lease::{OwnLease, own_lease, renewal_is_due};
+use super::rules::Rules;
 use super::start::open_engine;
 use crate::backend::{Backend, Tunnel};
 use crate::lease::{Lease, LeaseChange, LeaseSet, LeaseUpdate, Subnet};
@@ -45,6 +46,8 @@ pub struct Node {
     changed: bool,
     env_trouble: Option<String>,
     env_is_written: bool,
+    /// Packet filter rules; `None` before they were put in place for the first time.
+    rules: Option<Rules>,
 }
 
 /// A tunnel and the engine that carries it.
@@ -112,6 +115,7 @@ impl Node {
             changed: true,
             env_trouble: None,
             env_is_written: false,
+            rules: None,
         }
     }
 
@@ -127,8 +131,15 @@ impl Node {
             return Err(error.into());
         }
         self.provide_peers(&plan)?;
+        // Before subnet.env: pods that come find their packets masqueraded.
+        self.rules = Some(Rules::start(self.settings.rules, &self.network, &self.own.subnet).await);
         self.write_subnet_env();
         Ok(())
+    }
+
+    /// What keeps packet filter rules from being in place.
+    pub fn rules_trouble(&self) -> Option<String> {
+        self.rules.as_ref().and_then(Rules::trouble)
     }
 
     /// Settings of the devices that are wanted before they are up: the kernel sizes the ring then, and makes IPv6
@@ -166,6 +177,9 @@ impl Node {
         }
         self.report(&outcome);
         self.changed = false;
+        if let Some(rules) = &self.rules {
+            rules.follow(&self.own.subnet);
+        }
         self.write_subnet_env();
         match self.kernel.links().await {
             Ok(links) => {
