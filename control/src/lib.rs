@@ -16,6 +16,7 @@
 //! | [`underlay`] | which interface and addresses carry the overlay |
 //! | [`backend`], [`plan`] | the whole difference between backends: pure functions from leases to wanted state |
 //! | [`daemon`] | start, the loop, stop |
+//! | [`docker_opts`], [`install_conf`] | flannel's two helpers: Docker's options, a CNI configuration put in place |
 //! | [`demo`] | a cluster of daemons on this machine, and a race |
 //! | [`fuzzing`] | the bodies of the fuzz targets, as plain functions |
 #![forbid(unsafe_code)]
@@ -23,8 +24,10 @@
 pub mod backend;
 pub mod daemon;
 pub mod demo;
+pub mod docker_opts;
 pub mod flags;
 pub mod fuzzing;
+pub mod install_conf;
 pub mod json;
 pub mod lease;
 pub mod network;
