@@ -17,6 +17,7 @@
 //! | [`backend`], [`plan`] | the whole difference between backends: pure functions from leases to wanted state |
 //! | [`masquerade`] | flannel's packet filter rules, as values and in both texts |
 //! | [`daemon`] | start, the loop, stop |
+//! | [`docker_opts`], [`install_conf`] | flannel's two helpers: Docker's options, a CNI configuration put in place |
 //! | [`demo`] | a cluster of daemons on this machine, and a race |
 //! | [`fuzzing`] | the bodies of the fuzz targets, as plain functions |
 #![forbid(unsafe_code)]
@@ -24,9 +25,11 @@
 pub mod backend;
 pub mod daemon;
 pub mod demo;
+pub mod docker_opts;
 pub mod flags;
 pub mod fuzzing;
 pub mod guard;
+pub mod install_conf;
 pub mod json;
 pub mod lease;
 pub mod masquerade;

@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod engine;
 pub mod flannel;
 pub mod harness;
+pub mod manifests;
 pub mod netlink;
 pub mod processes;
 pub mod reach;
