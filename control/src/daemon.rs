@@ -40,7 +40,13 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
             run_with(settings, &FileStore::open(dir, &settings.net_config_path, SystemClock)?).await
         }
         StoreChoice::Kube(_) => bail!("this build has no Kubernetes store"),
-        StoreChoice::Etcd(_) => bail!("this build has no etcd store"),
+        #[cfg(feature = "etcd")]
+        StoreChoice::Etcd(etcd) => run_with(settings, &crate::store::EtcdStore::open(etcd)?).await,
+        #[cfg(not(feature = "etcd"))]
+        StoreChoice::Etcd(_) => bail!(
+            "this flanneld is built without etcd: choose --kube-subnet-mgr or --file-subnet-mgr DIR, or take one that is \
+             built with the cargo feature `etcd`"
+        ),
     }
 }
 

@@ -22,8 +22,12 @@ use crate::network::{ConfigError, NetworkConfig};
 pub mod allocate;
 #[cfg(test)]
 pub(crate) mod contract;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod file;
 
+#[cfg(feature = "etcd")]
+pub use etcd::EtcdStore;
 pub use file::FileStore;
 
 /// A place where leases are kept.

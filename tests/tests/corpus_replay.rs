@@ -59,6 +59,11 @@ fn lease_files() {
 }
 
 #[test]
+fn etcd_leases() {
+    replay("etcd_leases", control::fuzzing::etcd_leases);
+}
+
+#[test]
 fn flags() {
     replay("flags", control::fuzzing::flags);
 }

@@ -1,9 +1,14 @@
 //! What every store promises, as tests that any store can run: implement [`Harness`], then call [`lease_store_contract`].
+//!
+//! A store in this process is tested in paused time (`lease_store_contract!(harness)`), a server in another process in its
+//! own time (`lease_store_contract!(server: harness)`, where `None` skips the test). Time passes for leases by
+//! [`Harness::advance`] in both.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{LeaseRequest, LeaseStore, LeaseWatch, StoreError};
+use super::{Clock, LeaseRequest, LeaseStore, LeaseWatch, StoreError};
 use crate::lease::{BackendData, Key, LEASE_TTL, Lease, LeaseAttrs, LeaseUpdate, Subnet, VxlanData, overlap};
 use dataplane_core::MacAddr;
 
@@ -30,19 +35,51 @@ pub(crate) trait Harness {
     fn spoil(&self, key: &str, value: &[u8]);
 }
 
+/// A clock that moves when it is told to.
+#[derive(Debug, Clone)]
+pub(crate) struct HandClock(Arc<Mutex<SystemTime>>);
+
+impl HandClock {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000))))
+    }
+
+    pub(crate) fn advance(&self, by: Duration) {
+        *self.0.lock().unwrap() += by;
+    }
+}
+
+impl Clock for HandClock {
+    fn now(&self) -> SystemTime {
+        *self.0.lock().unwrap()
+    }
+}
+
 /// Makes one test of each promise for the harness that `$make` returns.
 macro_rules! lease_store_contract {
-    ($make:expr => $($promise:ident),+ $(,)?) => {
-        $(
-            #[tokio::test(start_paused = true)]
-            async fn $promise() {
-                crate::store::contract::$promise($make).await;
+    (@one [$($time:tt)*] $make:expr, $promise:ident) => {
+        #[tokio::test $($time)*]
+        async fn $promise() {
+            if let Some(harness) = $make {
+                crate::store::contract::$promise(harness).await;
             }
-        )+
+        }
+    };
+    (@each $time:tt $make:expr => $($promise:ident),+ $(,)?) => {
+        $( lease_store_contract! { @one $time $make, $promise } )+
+    };
+    ($make:expr => $($promise:ident),+ $(,)?) => {
+        lease_store_contract! { @each [(start_paused = true)] Some($make) => $($promise),+ }
+    };
+    (server: $make:expr) => {
+        lease_store_contract! { @all [] $make }
     };
     ($make:expr) => {
+        lease_store_contract! { @all [(start_paused = true)] Some($make) }
+    };
+    (@all $time:tt $make:expr) => {
         lease_store_contract! {
-            $make =>
+            @each $time $make =>
             a_lease_lasts_a_day_and_is_told,
             the_same_public_address_gets_the_same_subnet,
             attributes_are_replaced_on_return,
