@@ -23,8 +23,10 @@ pub mod allocate;
 #[cfg(test)]
 pub(crate) mod contract;
 pub mod file;
+pub mod kube;
 
 pub use file::FileStore;
+pub use kube::KubeStore;
 
 /// A place where leases are kept.
 pub trait LeaseStore {
