@@ -27,12 +27,12 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use self::access::Access;
-use self::annotations::Keys;
+use self::annotations::{Keys, Name};
 use self::follow::{Failure, Follow};
-use self::node::{Families, NodeObject};
+use self::node::{Claim, Families, NodeObject};
 use self::table::Table;
 use super::{LeaseRequest, LeaseStore, PublicAddresses, StoreError};
-use crate::lease::{Lease, LeaseAttrs, Subnet};
+use crate::lease::{BackendData, Lease, LeaseAttrs, Subnet};
 use crate::network::NetworkConfig;
 use crate::settings::KubeSettings;
 
@@ -243,6 +243,15 @@ impl KubeStore {
         }
     }
 
+    fn wrong_address(&self, doing: &'static str, key: &str, text: &str) -> StoreError {
+        StoreError::Refused {
+            store: self.access.place(),
+            doing,
+            why: format!("its annotation {key} is {text:?}, which is not an address of this family"),
+            remedy: "correct or remove the annotation".to_owned(),
+        }
+    }
+
     /// Publishes the attributes where the node says something else, and answers what it says then.
     async fn publish(
         &self,
@@ -250,6 +259,9 @@ impl KubeStore {
         attrs: &LeaseAttrs,
         families: Families,
     ) -> Result<Lease, StoreError> {
+        if let Some((key, text)) = self.keys.bad_overwrite(node.annotations()) {
+            return Err(self.wrong_address("publish this node's address", &key, &text));
+        }
         let node = match self.keys.patch(attrs, node.annotations()) {
             Some(patch) => self.patch_patiently(&patch).await?,
             None => node,
@@ -336,12 +348,8 @@ impl LeaseStore for KubeStore {
             Err(StoreError::NotYet(_)) => return Ok(PublicAddresses::default()),
             Err(error) => return Err(error),
         };
-        let (v4, v6) = self.keys.node_addresses(node.annotations()).map_err(|(key, text)| StoreError::Refused {
-            store: self.access.place(),
-            doing: "name this node's public address",
-            why: format!("its annotation {key} is {text:?}, which is not an address of this family"),
-            remedy: "correct or remove the annotation".to_owned(),
-        })?;
+        let wrong = |(key, text): (String, String)| self.wrong_address("name this node's address", &key, &text);
+        let (v4, v6) = self.keys.node_addresses(node.annotations()).map_err(wrong)?;
         Ok(PublicAddresses { v4, v6 })
     }
 
@@ -359,6 +367,40 @@ impl LeaseStore for KubeStore {
     async fn watch(&self) -> Result<KubeWatch, StoreError> {
         let table = Table::new(self.keys.clone(), self.families().await?);
         Ok(KubeWatch::start(self.access.clone(), Follow::new(table, fastrand::Rng::new())))
+    }
+}
+
+/// The body of a fuzz target: `data` is an annotation prefix, and a Node as the API gives it. What is read as a lease and
+/// published again is read as the same lease; what is no lease has a reason.
+pub(crate) fn fuzz_node(data: &[u8]) {
+    if let Ok(keys) = Keys::new(&String::from_utf8_lossy(data)) {
+        assert_eq!(keys.of(Name::Managed).matches('/').count(), 1);
+    }
+    let keys = Keys::new("flannel.alpha.coreos.com").expect("flannel's own prefix");
+    let Ok(node) = serde_json::from_slice::<NodeObject>(data) else { return };
+    for (v4, v6) in [(true, false), (false, true), (true, true)] {
+        let families = Families { v4, v6 };
+        let lease = match node.claim(&keys, families) {
+            Claim::Foreign => continue,
+            Claim::Spoiled(why) => {
+                assert!(!why.to_string().is_empty());
+                continue;
+            }
+            Claim::Holds(lease) => lease,
+        };
+        let mut again = node.clone();
+        let annotations = again.metadata.annotations.get_or_insert_default();
+        for overwrite in [Name::PublicIpOverwrite, Name::PublicIpv6Overwrite] {
+            annotations.remove(&keys.of(overwrite));
+        }
+        let desired = keys.desired(&lease.attrs, annotations);
+        annotations.extend(desired);
+        let Claim::Holds(republished) = again.claim(&keys, families) else { panic!("no lease any more: {again:?}") };
+        assert_eq!(republished.subnet, lease.subnet);
+        // JSON numbers of other backends may differ in their last digit.
+        if !matches!(lease.attrs.backend, BackendData::Other { .. }) {
+            assert_eq!(republished, lease);
+        }
     }
 }
 

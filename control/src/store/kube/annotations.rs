@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use serde_json::{Value, json};
 
@@ -153,16 +154,19 @@ impl Keys {
         &self,
         annotations: &Annotations,
     ) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), (String, String)> {
-        let wrong = |name, text: &str| (self.of(name), text.to_owned());
-        let v4 = match self.read(annotations, Name::NodePublicIp).filter(|text| !text.is_empty()) {
-            Some(text) => Some(text.parse().map_err(|_| wrong(Name::NodePublicIp, text))?),
-            None => None,
-        };
-        let v6 = match self.read(annotations, Name::NodePublicIpv6).filter(|text| !text.is_empty()) {
-            Some(text) => Some(text.parse().map_err(|_| wrong(Name::NodePublicIpv6, text))?),
-            None => None,
-        };
-        Ok((v4, v6))
+        Ok((self.address(annotations, Name::NodePublicIp)?, self.address(annotations, Name::NodePublicIpv6)?))
+    }
+
+    /// Key and text of an overwrite that is no address: published, it would hide the node from every peer.
+    pub(super) fn bad_overwrite(&self, annotations: &Annotations) -> Option<(String, String)> {
+        let v4 = self.address::<Ipv4Addr>(annotations, Name::PublicIpOverwrite).err();
+        v4.or_else(|| self.address::<Ipv6Addr>(annotations, Name::PublicIpv6Overwrite).err())
+    }
+
+    fn address<T: FromStr>(&self, annotations: &Annotations, name: Name) -> Result<Option<T>, (String, String)> {
+        let text = self.read(annotations, name).filter(|text| !text.is_empty());
+        let shown = |text: &str| (self.of(name), text.chars().take(60).collect());
+        text.map(|text| text.parse().map_err(|_| shown(text))).transpose()
     }
 }
 
