@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::settings::{Settings, StoreChoice};
-use crate::store::{Clock, FileStore, LeaseStore, LeaseWatch, SystemClock};
+use crate::store::{Clock, FileStore, KubeStore, LeaseStore, LeaseWatch, SystemClock};
 
 mod node;
 mod own_lease;
@@ -39,7 +39,9 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
         StoreChoice::File { dir } => {
             run_with(settings, &FileStore::open(dir, &settings.net_config_path, SystemClock)?).await
         }
-        StoreChoice::Kube(_) => bail!("this build has no Kubernetes store"),
+        StoreChoice::Kube(kube) => {
+            run_with(settings, &KubeStore::open(kube, &settings.net_config_path)?).await
+        }
         #[cfg(feature = "etcd")]
         StoreChoice::Etcd(etcd) => run_with(settings, &crate::store::EtcdStore::open(etcd)?).await,
         #[cfg(not(feature = "etcd"))]

@@ -104,6 +104,11 @@ pub fn rule_listing(data: &[u8]) {
     }
 }
 
+/// A Node of the Kubernetes API, and an annotation prefix: what is a lease survives being published again.
+pub fn annotations(data: &[u8]) {
+    crate::store::kube::fuzz_node(data);
+}
+
 /// The command line, one word a line; lines that begin with `FLANNELD_` are variables.
 pub fn flags(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
@@ -133,6 +138,30 @@ mod tests {
             subnet_env(&data);
             rule_listing(&data);
             flags(&data);
+            annotations(&data);
+        }
+
+        #[test]
+        fn no_annotations_break_a_promise(
+            kind in "|vxlan|host-gw|[a-z]{0,3}",
+            data in "null|[{]\"VNI\":[0-9]{1,9},\"VtepMAC\":\"0a:00:00:00:00:0[0-9a-fA-F]\"[}]|.{0,20}",
+            six in "null|[{]\"VtepMAC\":\"0a:00:00:00:00:0[0-9a-fA-F]\"[}]|.{0,8}",
+            ip in "192\\.0\\.2\\.[0-9]{1,3}|0.0.0.0||.{0,8}",
+            ip6 in "2001:db8::[0-9a-f]{0,5}|::|.{0,8}",
+            cidrs in proptest::collection::vec("10\\.[0-9]{1,3}\\.0\\.0/[0-9]{1,2}|fd00:[0-9a-f]{1,4}::/[0-9]{1,3}|.{0,4}", 0..4),
+        ) {
+            let node = serde_json::json!({
+                "metadata": {"name": "n", "annotations": {
+                    "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+                    "flannel.alpha.coreos.com/backend-type": kind,
+                    "flannel.alpha.coreos.com/backend-data": data,
+                    "flannel.alpha.coreos.com/backend-v6-data": six,
+                    "flannel.alpha.coreos.com/public-ip": ip,
+                    "flannel.alpha.coreos.com/public-ipv6": ip6,
+                }},
+                "spec": {"podCIDRs": cidrs},
+            });
+            annotations(node.to_string().as_bytes());
         }
 
         #[test]
@@ -153,6 +182,7 @@ mod tests {
             etcd_leases(data.as_bytes());
             subnet_env(data.as_bytes());
             flags(data.as_bytes());
+            annotations(data.as_bytes());
         }
     }
 }

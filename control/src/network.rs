@@ -85,8 +85,24 @@ impl NetworkConfig {
         Self::parse(&bytes).map_err(|remark| ConfigError::Text { path: path.to_owned(), remark })
     }
 
+    /// Reads `path` where somebody else assigns the subnets: the keys about them are not looked at, as in flannel, and
+    /// a network of any size will do. Each pool is its whole network.
+    pub fn read_without_pools(path: &Path) -> Result<Self, ConfigError> {
+        let bytes = regular_file::read(path, LONGEST, Links::Follow)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse_with(&bytes, whole)
+            .map_err(|remark| ConfigError::Text { path: path.to_owned(), remark })
+    }
+
     /// Checks a text.
     pub fn parse(bytes: &[u8]) -> Result<Self, Remark> {
+        Self::parse_with(bytes, pool)
+    }
+
+    fn parse_with(
+        bytes: &[u8],
+        pool: fn(&Object<'_>, &FamilyKeys) -> Result<Pool, Remark>,
+    ) -> Result<Self, Remark> {
         let object = Node::parse(bytes)?.object("an object like {\"Network\": \"10.5.0.0/16\"}")?;
         let enabled = |key, default| object.get(key).map_or(Ok(default), |node| node.boolean());
         let v4 = match enabled("EnableIPv4", true)? {
@@ -179,11 +195,19 @@ const IPV6: FamilyKeys = FamilyKeys {
     limits: pool::Limits { longest_network: 124, longest_subnet: 126, usual_subnet: 64 },
 };
 
-fn pool(object: &Object<'_>, keys: &FamilyKeys) -> Result<Pool, Remark> {
+fn network<'a>(object: &Object<'a>, keys: &FamilyKeys) -> Result<(IpNet, Node<'a>), Remark> {
     let Some(node) = object.get(keys.network) else {
         return Err(object.missing(keys.network, keys.expected_network, TOP_LEVEL_KEYS));
     };
-    let network = (keys.parse_network)(&node, keys.expected_network)?;
+    Ok(((keys.parse_network)(&node, keys.expected_network)?, node))
+}
+
+fn whole(object: &Object<'_>, keys: &FamilyKeys) -> Result<Pool, Remark> {
+    network(object, keys).map(|(network, _)| Pool::whole(network))
+}
+
+fn pool(object: &Object<'_>, keys: &FamilyKeys) -> Result<Pool, Remark> {
+    let (network, node) = network(object, keys)?;
     let length_node = object.get(keys.length);
     let length = match &length_node {
         Some(node) => node.integer(0, keys.bits)? as u8,
@@ -352,6 +376,19 @@ mod tests {
     #[test]
     fn host_bits_of_the_network_are_dropped() {
         assert_eq!(v4(r#"{"Network": "10.3.7.9/16"}"#).network().to_string(), "10.3.0.0/16");
+    }
+
+    #[test]
+    fn where_others_assign_subnets_any_network_will_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("net-conf.json");
+        std::fs::write(&path, r#"{"Network": "10.244.7.3/29", "SubnetLen": 31, "SubnetMin": "10.3.0.0"}"#).unwrap();
+        let config = NetworkConfig::read_without_pools(&path).unwrap();
+        let pool = config.v4.unwrap();
+        assert_eq!((pool.network().to_string().as_str(), pool.count()), ("10.244.7.0/29", 1));
+        std::fs::write(&path, r#"{"Network": "fd00::/64"}"#).unwrap();
+        let error = NetworkConfig::read_without_pools(&path).unwrap_err().to_string();
+        assert!(error.contains("1:13: expected an IPv4 network"), "{error}");
     }
 
     #[test]

@@ -25,10 +25,12 @@ pub(crate) mod contract;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod file;
+pub mod kube;
 
 #[cfg(feature = "etcd")]
 pub use etcd::EtcdStore;
 pub use file::FileStore;
+pub use kube::KubeStore;
 
 /// A place where leases are kept.
 pub trait LeaseStore {

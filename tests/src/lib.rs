@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+pub mod apiserver;
 pub mod bad;
 pub mod binary;
 pub mod capture;

@@ -69,6 +69,11 @@ fn flags() {
 }
 
 #[test]
+fn annotations() {
+    replay("annotations", control::fuzzing::annotations);
+}
+
+#[test]
 fn every_fuzz_target_is_replayed() {
     let here = include_str!("corpus_replay.rs");
     let targets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/fuzz_targets");

@@ -318,13 +318,12 @@ impl Node {
                 tracing::warn!(subnet = %self.own.subnet, "our lease was deleted or overwritten; publishing it again");
                 self.renew(store).await
             }
-            OwnLease::Lost(theirs) => match theirs.attrs.owner() {
-                Some(owner) => {
-                    let (subnet, theirs) = (self.own.subnet, theirs.subnet);
-                    Err(StoreError::Lost { subnet, owner, theirs }.into())
-                }
-                None => Ok(()),
-            },
+            // Only the store knows whether another owner is another node: with Kubernetes the Node object is the owner,
+            // and an address that somebody overwrote is put right. A lease that is lost is an error of the renewal.
+            OwnLease::Lost(theirs) => {
+                tracing::warn!(subnet = %self.own.subnet, entry = ?theirs.attrs.owner(), "our lease names another address");
+                self.renew(store).await
+            }
         }
     }
 
