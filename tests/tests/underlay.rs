@@ -141,17 +141,16 @@ fn an_interface_that_flaps_leaves_everything_as_it_was(scene: &Scene) -> anyhow:
 fn a_renamed_interface_is_followed(scene: &Scene) -> anyhow::Result<()> {
     let ours = started(scene)?;
     let node = &ours.cluster.nodes()[0];
-    let mut rename = Command::new("ip");
     // A device that is up can be renamed since Linux 6.2 only.
-    rename.args(["-batch", "-"]);
-    let script = scene.dir().join("rename");
-    fs::write(&script, "link set eth0 down\nlink set eth0 name wan0\nlink set wan0 up\n")?;
-    rename.stdin(fs::File::open(script)?);
-    let mut renaming = node
-        .spawn(rename)
-        .map_err(|error| lab::skip(format!("no iproute2 to rename a device with: {error:#}")))?;
-    let status = renaming.wait(PATIENCE)?;
-    ensure!(status.success(), "ip: {status}: {:?}", renaming.lines());
+    for words in ["link set eth0 down", "link set eth0 name wan0", "link set wan0 up"] {
+        let mut ip = Command::new("ip");
+        ip.args(words.split(' '));
+        let mut ip = node
+            .spawn(ip)
+            .map_err(|error| lab::skip(format!("no iproute2 to rename a device with: {error:#}")))?;
+        let status = ip.wait(PATIENCE)?;
+        ensure!(status.success(), "ip {words}: {status}: {:?}", ip.lines());
+    }
     let said = ours.daemons[0].wait_for_line("the underlay changed, following it")?;
     ensure!(said.contains("wan0 in place of eth0"), "{said}");
     ours.all_reach_each_other()?;
