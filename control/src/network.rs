@@ -35,6 +35,8 @@ pub struct NetworkConfig {
     pub backend: BackendConfig,
     /// What the text asks for and does not get, each with its place and the reason.
     pub notices: Vec<Remark>,
+    /// The text that all this was read from, for a copy on disk.
+    pub text: Box<str>,
 }
 
 /// `Backend` with the options of its `Type`.
@@ -124,7 +126,14 @@ impl NetworkConfig {
             None => BackendConfig::Udp { port: UDP_PORT },
         };
         notices.sort_by_key(|notice| notice.at);
-        Ok(Self { v4, v6, nftables, backend, notices })
+        let text = String::from_utf8_lossy(bytes).into();
+        Ok(Self { v4, v6, nftables, backend, notices, text })
+    }
+
+    /// Both ask for the same network, whatever the texts look like.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let other = Self { notices: self.notices.clone(), text: self.text.clone(), ..other.clone() };
+        *self == other
     }
 
     /// The pools there are, IPv4 first.
