@@ -16,7 +16,7 @@ use nix::unistd::{Pid, getppid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::settings::Settings;
+use crate::settings::{Settings, StoreChoice};
 use crate::store::{Clock, FileStore, LeaseStore, LeaseWatch, SystemClock};
 
 mod node;
@@ -34,18 +34,27 @@ const OWN_LEASE_CHECK: Duration = Duration::from_secs(30);
 
 /// Runs the node until a signal; an error is what to tell the operator.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
+    match &settings.store {
+        StoreChoice::File { dir } => {
+            run_with(settings, &FileStore::open(dir, &settings.net_config_path, SystemClock)?).await
+        }
+        StoreChoice::Kube(_) => bail!("this build has no Kubernetes store"),
+        StoreChoice::Etcd(_) => bail!("this build has no etcd store"),
+    }
+}
+
+async fn run_with(settings: &Settings, store: &impl LeaseStore) -> anyhow::Result<()> {
     let parent = getppid();
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
-    let store = FileStore::open(&settings.lease_dir, &settings.net_config_path, SystemClock)?;
-    tracing::info!(dir = %settings.lease_dir.display(), "Created subnet manager: file");
+    tracing::info!("Created subnet manager: {}", store.name());
     let mut node = tokio::select! {
-        node = start::start(settings, &store) => node?,
+        node = start::start(settings, store) => node?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     let outcome = tokio::select! {
-        outcome = keep(settings, parent, &store, &mut node) => outcome,
+        outcome = keep(settings, parent, store, &mut node) => outcome,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };

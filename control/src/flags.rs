@@ -15,10 +15,13 @@ mod help;
 mod table;
 
 pub use help::Help;
-pub use table::{ABSENT, Absent, FLAGS, Flag, Kind};
+pub use table::{FLAGS, Flag, Kind};
 
 /// Every variable that sets a flag starts with this.
 pub const ENVIRONMENT_PREFIX: &str = "FLANNELD_";
+
+/// flannel's variables that are no flags: who this node is for the Kubernetes API.
+pub const OTHER_VARIABLES: [&str; 3] = ["NODE_NAME", "POD_NAME", "POD_NAMESPACE"];
 
 /// Where a value came from. The command line wins over the environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub struct RawFlags {
     pub words: Vec<String>,
     /// `FLANNELD_*` variables that no flag answers to, each with the nearest one.
     pub unknown_variables: Vec<(String, String)>,
+    /// Those of [`OTHER_VARIABLES`] that are set.
+    pub variables: BTreeMap<&'static str, String>,
     /// `-h` or `--help` was given.
     pub help: bool,
 }
@@ -64,14 +69,6 @@ pub enum FlagError {
         typed: String,
         /// The closest name by edit distance.
         nearest: &'static str,
-    },
-    /// A flag of flannel whose feature this version does not have.
-    #[error("{from}: {why}")]
-    Absent {
-        /// The flag or the variable, as the user wrote it.
-        from: String,
-        /// What is missing and what to use.
-        why: &'static str,
     },
     /// A flag that takes a value stood at the end of the line.
     #[error("--{name} needs a value: --{name}={example}")]
@@ -102,8 +99,8 @@ pub enum FlagError {
 }
 
 impl RawFlags {
-    /// Parses `words` (without the program's name) and the environment. Variables that do not start with
-    /// [`ENVIRONMENT_PREFIX`] are passed over; an empty variable counts as unset.
+    /// Parses `words` (without the program's name) and the environment. Variables that neither start with
+    /// [`ENVIRONMENT_PREFIX`] nor are in [`OTHER_VARIABLES`] are passed over; an empty variable counts as unset.
     pub fn parse(
         words: impl IntoIterator<Item = String>,
         environment: impl IntoIterator<Item = (String, String)>,
@@ -149,6 +146,11 @@ impl RawFlags {
         }
     }
 
+    /// The flag stands on the command line or in the environment.
+    pub fn is_given(&self, name: &str) -> bool {
+        self.given.contains_key(name)
+    }
+
     /// How the user would recognise the flag in an error: `--iface`, or `FLANNELD_IFACE` when that was its source.
     pub fn source(&self, name: &str) -> String {
         match self.given.get(name) {
@@ -185,10 +187,8 @@ impl RawFlags {
             }
             let dashes = word.len() - body.len();
             let Some(flag) = find(name) else {
-                if asks_for_nothing(name, inline.as_deref()) {
-                    continue;
-                }
-                return Err(unknown(&word[..dashes + name.len()], name));
+                let typed = word.get(..dashes + name.len()).unwrap_or(name).to_owned();
+                return Err(FlagError::Unknown { typed, nearest: nearest(name) });
             };
             let text = match (flag.kind, inline) {
                 (_, Some(text)) => text,
@@ -207,20 +207,19 @@ impl RawFlags {
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<(), FlagError> {
         for (name, text) in environment {
-            let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
             if text.is_empty() {
                 continue;
             }
+            let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) else {
+                if let Some(known) = OTHER_VARIABLES.into_iter().find(|known| *known == name) {
+                    self.variables.insert(known, text);
+                }
+                continue;
+            };
             let known = FLAGS.iter().find(|flag| variable_part(flag.name) == rest);
             let Some(flag) = known else {
-                if let Some(absent) = ABSENT.iter().find(|absent| variable_part(absent.name) == rest) {
-                    if !asks_for_nothing(absent.name, Some(&text)) {
-                        return Err(FlagError::Absent { from: name, why: absent.why });
-                    }
-                } else {
-                    let nearest = variable(nearest(&rest.to_ascii_lowercase().replace('_', "-")));
-                    self.unknown_variables.push((name, nearest));
-                }
+                let nearest = variable(nearest(&rest.to_ascii_lowercase().replace('_', "-")));
+                self.unknown_variables.push((name, nearest));
                 continue;
             };
             if !self.given.contains_key(flag.name) {
@@ -280,18 +279,6 @@ fn variable_part(name: &str) -> String {
 
 fn find(name: &str) -> Option<&'static Flag> {
     FLAGS.iter().find(|flag| flag.name == name)
-}
-
-fn unknown(typed: &str, name: &str) -> FlagError {
-    match ABSENT.iter().find(|absent| absent.name == name) {
-        Some(absent) => FlagError::Absent { from: typed.to_owned(), why: absent.why },
-        None => FlagError::Unknown { typed: typed.to_owned(), nearest: nearest(name) },
-    }
-}
-
-/// `--kube-subnet-mgr=false` is what this version does anyway.
-fn asks_for_nothing(name: &str, value: Option<&str>) -> bool {
-    ABSENT.iter().any(|absent| absent.name == name) && value.and_then(parse_bool) == Some(false)
 }
 
 /// Swapped letters are one slip; what is added to a short name counts more than what is missing from a long one.
@@ -476,25 +463,6 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_feature_that_is_switched_off_is_no_error() {
-        for words in [&["--kube-subnet-mgr=false"], &["-iptables-forward-rules=0"], &["--healthz-port=0"]] {
-            assert!(parse(words).is_ok(), "{words:?}");
-        }
-        assert!(with_environment(&[], &[("FLANNELD_KUBE_SUBNET_MGR", "F")]).is_ok());
-        for words in [&["--kube-subnet-mgr"], &["-kube-subnet-mgr=true"], &["--healthz-port=10256"]] {
-            assert!(matches!(parse(words), Err(FlagError::Absent { .. })), "{words:?}");
-        }
-    }
-
-    #[test]
-    fn a_flag_of_a_store_that_is_missing_says_which_store_there_is() {
-        for typed in ["--etcd-endpoints", "-kube-subnet-mgr", "-kubeconfig-file", "--etcd-prefix"] {
-            let error = parse(&[typed]).unwrap_err().to_string();
-            assert!(error.contains("--file-subnet-mgr"), "{error}");
-        }
-    }
-
-    #[test]
     fn the_environment_fills_what_the_command_line_leaves_open() {
         let environment =
             [("FLANNELD_IP_MASQ", "true"), ("FLANNELD_IFACE", "a,b"), ("FLANNELD_V", ""), ("PATH", "x")];
@@ -510,9 +478,6 @@ mod tests {
     fn a_bad_variable_is_named() {
         let error = with_environment(&[], &[("FLANNELD_V", "many")]).unwrap_err();
         assert_eq!(error.to_string(), "FLANNELD_V: \"many\" is not a whole number");
-        let error = with_environment(&[], &[("FLANNELD_KUBE_SUBNET_MGR", "true")]).unwrap_err();
-        assert!(error.to_string().starts_with("FLANNELD_KUBE_SUBNET_MGR: "));
-        assert!(with_environment(&[], &[("FLANNELD_KUBE_SUBNET_MGR", "false")]).is_ok());
         let flags = with_environment(&[], &[("FLANNELD_IP_MASK", "1")]).unwrap();
         assert_eq!(flags.unknown_variables, [("FLANNELD_IP_MASK".to_owned(), "FLANNELD_IP_MASQ".to_owned())]);
     }

@@ -1,6 +1,7 @@
 //! What the flags mean: [`Settings`], every value checked once, before anything is opened.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,15 +14,17 @@ use crate::flags::RawFlags;
 
 /// Most threads of an engine: a TUN device has at most 256 queues, and no machine needs so many.
 const MAX_WORKERS: u8 = 64;
+/// How often rules are looked after where `--iptables-resync` is 0: flannel's default.
+const RULE_RESYNC: Duration = Duration::from_secs(5);
 /// Longest spin: beyond it a CPU would burn for traffic that comes a hundred times a second.
 const MAX_SPIN_US: u64 = 10_000;
 
 /// Everything the daemon needs to know, checked.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The directory that holds the leases.
-    pub lease_dir: PathBuf,
-    /// The network configuration, where the lease directory has none.
+    /// Where leases are kept.
+    pub store: StoreChoice,
+    /// The network configuration, where the store has none.
     pub net_config_path: PathBuf,
     /// How to find the interface of the underlay.
     pub interface: InterfaceChoice,
@@ -29,20 +32,118 @@ pub struct Settings {
     pub subnet_file: PathBuf,
     /// How long before its end a lease is renewed.
     pub renew_margin: Duration,
-    /// Said in subnet.env.
-    pub ip_masq: bool,
+    /// Packet filter rules. `rules.masquerade` is also said in subnet.env.
+    pub rules: RuleSettings,
+    /// Keep a blackhole route for the node's own lease (`--ip-blackhole-route`).
+    pub blackhole: bool,
+    /// Kernel VXLAN takes packets from leased nodes only.
+    pub guard: bool,
+    /// Whether packets are carried in this process.
+    pub engine: EngineChoice,
     /// Engine features to do without.
     pub engine_off: Features,
     /// The engine's threads.
     pub tuning: Tuning,
     /// What to do with inner sources outside the cluster.
     pub source_check: SourceCheck,
+    /// Where `/healthz`, `/readyz` and `/metrics` answer; `None`: nowhere.
+    pub health: Option<SocketAddr>,
+    /// Where `flanneld status` asks; `None`: nowhere.
+    pub status_socket: Option<PathBuf>,
+    /// The file of last known leases; `None`: none is kept.
+    pub lease_cache: Option<PathBuf>,
+    /// How long nodes are kept when over half of them vanish at once.
+    pub hold_back: Duration,
     /// How to log.
     pub log: LogSettings,
     /// End when the parent process ends.
     pub exit_with_parent: bool,
     /// What the user should know about their flags, for the log.
     pub notices: Vec<String>,
+}
+
+/// Where leases are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreChoice {
+    /// A directory that all nodes share (`--file-subnet-mgr`).
+    File {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The nodes of the Kubernetes API (`--kube-subnet-mgr`).
+    Kube(KubeSettings),
+    /// etcd, flannel's choice where no other is named.
+    Etcd(EtcdSettings),
+}
+
+/// How to reach the Kubernetes API, and who we are there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubeSettings {
+    /// `--kube-api-url`.
+    pub api_url: Option<String>,
+    /// `--kubeconfig-file`. Without either the client is the pod's own.
+    pub kubeconfig: Option<PathBuf>,
+    /// `--kube-annotation-prefix`, as given.
+    pub annotation_prefix: String,
+    /// `NODE_NAME`.
+    pub node_name: Option<String>,
+    /// `POD_NAME` and `POD_NAMESPACE`, whose node is asked for where `NODE_NAME` is not set.
+    pub pod: Option<(String, String)>,
+    /// `--set-node-network-unavailable`.
+    pub set_network_unavailable: bool,
+}
+
+/// How to reach etcd.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EtcdSettings {
+    /// `--etcd-endpoints`, at least one, as given.
+    pub endpoints: Vec<String>,
+    /// `--etcd-prefix`, as given.
+    pub prefix: String,
+    /// `--etcd-cafile`.
+    pub ca: Option<PathBuf>,
+    /// `--etcd-certfile` and `--etcd-keyfile`.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// `--etcd-username` and `--etcd-password`.
+    pub user: Option<(String, String)>,
+}
+
+impl fmt::Debug for EtcdSettings {
+    /// Without the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdSettings")
+            .field("endpoints", &self.endpoints)
+            .field("prefix", &self.prefix)
+            .field("ca", &self.ca)
+            .field("identity", &self.identity)
+            .field("user", &self.user.as_ref().map(|(name, _)| name))
+            .finish_non_exhaustive()
+    }
+}
+
+/// Which packet filter rules, and how often they are looked after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuleSettings {
+    /// `--ip-masq`.
+    pub masquerade: bool,
+    /// Masquerade with random ports, where the tools can.
+    pub fully_random: bool,
+    /// `--iptables-forward-rules`.
+    pub forward: bool,
+    /// `--iptables-resync`.
+    pub resync: Duration,
+}
+
+/// Whether packets are carried by the engine in this process (`--engine`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EngineChoice {
+    /// Where the kernel cannot carry them.
+    #[default]
+    Auto,
+    /// Even where the kernel could.
+    Always,
+    /// Not even where the kernel cannot: that is an error then.
+    Never,
 }
 
 /// How the underlay's interface is chosen; flannel's flags, in flannel's order.
@@ -91,15 +192,13 @@ pub enum SettingsError {
         /// What it should be.
         problem: String,
     },
-    /// No store was chosen.
+    /// Two stores were chosen.
+    #[error("--kube-subnet-mgr and --file-subnet-mgr name two stores for the leases: give one of them")]
+    TwoStores,
+    /// No flag names a store, and a word stands where flags end: a subcommand was meant, or a flag behind the word.
     #[error(
-        "no lease store: give --file-subnet-mgr DIR, a directory that all nodes share (this version has no etcd or Kubernetes store)"
-    )]
-    NoStore,
-    /// No store was chosen, and a word stands where flags end: a subcommand was meant, or a flag behind the word.
-    #[error(
-        "{word:?} is no subcommand (there is `flanneld demo`), and no flag before it names a lease store: see \
-         `flanneld --help`"
+        "{word:?} is no subcommand (there are demo, status, peers, explain, mk-docker-opts and install-conf), and no flag \
+         before it names a lease store: see `flanneld --help`"
     )]
     Word {
         /// The word.
@@ -116,13 +215,7 @@ impl Settings {
             text: flags.text(name).to_owned(),
             problem,
         };
-        let lease_dir = flags.text("file-subnet-mgr");
-        if lease_dir.is_empty() {
-            return Err(match flags.words.first() {
-                Some(word) => SettingsError::Word { word: word.clone() },
-                None => SettingsError::NoStore,
-            });
-        }
+        let store = StoreChoice::settle(flags)?;
         let subnet_file = flags.text("subnet-file");
         if subnet_file.is_empty() {
             return Err(refuse("subnet-file", "expected a path".to_owned()));
@@ -144,16 +237,51 @@ impl Settings {
             "strict" => SourceCheck::Strict,
             _ => return Err(refuse("source-check", "expected loose or strict".to_owned())),
         };
+        let engine = match flags.text("engine") {
+            "auto" => EngineChoice::Auto,
+            "always" => EngineChoice::Always,
+            "never" => EngineChoice::Never,
+            _ => return Err(refuse("engine", "expected auto, always or never".to_owned())),
+        };
+        let seconds = |name: &str| match u32::try_from(flags.integer(name)) {
+            Ok(seconds) => Ok(Duration::from_secs(seconds.into())),
+            Err(_) => Err(SettingsError::BadValue {
+                from: flags.source(name),
+                text: flags.integer(name).to_string(),
+                problem: "expected seconds, 0 or more".to_owned(),
+            }),
+        };
+        let subnet_file = PathBuf::from(subnet_file);
+        let lease_cache = match flags.text("lease-cache") {
+            "off" => None,
+            "" => Some(subnet_file.with_file_name("leases.json")),
+            path => Some(path.into()),
+        };
         let settings = Self {
-            lease_dir: lease_dir.into(),
+            store,
             net_config_path: flags.text("net-config-path").into(),
             interface: InterfaceChoice::settle(flags)?,
-            subnet_file: subnet_file.into(),
+            subnet_file,
             renew_margin: Duration::from_secs(margin.unsigned_abs() * 60),
-            ip_masq: flags.switch("ip-masq"),
+            rules: RuleSettings {
+                masquerade: flags.switch("ip-masq"),
+                fully_random: !flags.switch("ip-masq-fully-random-disable"),
+                forward: flags.switch("iptables-forward-rules"),
+                // Zero would be a loop without a pause.
+                resync: Some(seconds("iptables-resync")?).filter(|s| !s.is_zero()).unwrap_or(RULE_RESYNC),
+            },
+            blackhole: flags.switch("ip-blackhole-route"),
+            guard: flags.switch("nftables-guard"),
+            engine,
             engine_off,
             tuning: tuning(flags)?,
             source_check,
+            health: health(flags)?,
+            status_socket: Some(flags.text("status-socket"))
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            lease_cache,
+            hold_back: seconds("hold-back")?,
             log,
             exit_with_parent: flags.switch("exit-with-parent"),
             notices: notices(flags),
@@ -175,6 +303,62 @@ impl Settings {
             }
         };
         Ok(LogSettings { format, verbosity: flags.integer("v") })
+    }
+}
+
+impl StoreChoice {
+    fn settle(flags: &RawFlags) -> Result<Self, SettingsError> {
+        let given = |name: &str| Some(flags.text(name)).filter(|text| !text.is_empty()).map(str::to_owned);
+        let dir = given("file-subnet-mgr");
+        if flags.switch("kube-subnet-mgr") {
+            if dir.is_some() {
+                return Err(SettingsError::TwoStores);
+            }
+            let variable = |name| flags.variables.get(name).cloned();
+            return Ok(Self::Kube(KubeSettings {
+                api_url: given("kube-api-url"),
+                kubeconfig: given("kubeconfig-file").map(PathBuf::from),
+                annotation_prefix: flags.text("kube-annotation-prefix").to_owned(),
+                node_name: variable("NODE_NAME"),
+                pod: variable("POD_NAME").zip(variable("POD_NAMESPACE")),
+                set_network_unavailable: flags.switch("set-node-network-unavailable"),
+            }));
+        }
+        if let Some(dir) = dir {
+            return Ok(Self::File { dir: dir.into() });
+        }
+        if let Some(word) = flags.words.first()
+            && !flags.is_given("etcd-endpoints")
+        {
+            return Err(SettingsError::Word { word: word.clone() });
+        }
+        let refuse = |name: &str, problem: &str| SettingsError::BadValue {
+            from: flags.source(name),
+            text: flags.text(name).to_owned(),
+            problem: problem.to_owned(),
+        };
+        let endpoints: Vec<String> = flags
+            .text("etcd-endpoints")
+            .split(',')
+            .map(|endpoint| endpoint.trim().to_owned())
+            .filter(|endpoint| !endpoint.is_empty())
+            .collect();
+        if endpoints.is_empty() {
+            return Err(refuse("etcd-endpoints", "expected URLs such as http://127.0.0.1:2379"));
+        }
+        let identity = match (given("etcd-certfile"), given("etcd-keyfile")) {
+            (Some(cert), Some(key)) => Some((cert.into(), key.into())),
+            (None, None) => None,
+            (Some(_), None) => return Err(refuse("etcd-certfile", "needs --etcd-keyfile beside it")),
+            (None, Some(_)) => return Err(refuse("etcd-keyfile", "needs --etcd-certfile beside it")),
+        };
+        Ok(Self::Etcd(EtcdSettings {
+            endpoints,
+            prefix: flags.text("etcd-prefix").to_owned(),
+            ca: given("etcd-cafile").map(PathBuf::from),
+            identity,
+            user: given("etcd-username").map(|name| (name, flags.text("etcd-password").to_owned())),
+        }))
     }
 }
 
@@ -204,6 +388,23 @@ impl InterfaceChoice {
     /// No flag names an interface.
     pub fn names_none(&self) -> bool {
         self.interfaces.is_empty() && self.patterns.is_empty() && self.can_reach.is_none()
+    }
+}
+
+fn health(flags: &RawFlags) -> Result<Option<SocketAddr>, SettingsError> {
+    let ip = address(flags, "healthz-ip", "an IP address")?;
+    match flags.integer("healthz-port") {
+        // flannel: 0 or less is no health server.
+        ..=0 => Ok(None),
+        port @ 1..=65535 => {
+            let ip = ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            Ok(Some(SocketAddr::new(ip, u16::try_from(port).unwrap_or(u16::MAX))))
+        }
+        port => Err(SettingsError::BadValue {
+            from: flags.source("healthz-port"),
+            text: port.to_string(),
+            problem: "expected a port up to 65535".to_owned(),
+        }),
     }
 }
 
@@ -275,12 +476,13 @@ fn notices(flags: &RawFlags) -> Vec<String> {
     for (name, nearest) in &flags.unknown_variables {
         notices.push(format!("{name} is set but names no flag; the nearest is {nearest}"));
     }
-    if flags.switch("ip-masq") {
-        notices.push(
-            "--ip-masq is only written to subnet.env: this version installs no masquerade rules, so pods reach \
-             nothing outside the cluster unless something else translates their addresses"
-                .to_owned(),
-        );
+    for name in ["vmodule", "log_backtrace_at"] {
+        if !flags.text(name).is_empty() {
+            notices.push(format!("--{name} is of flannel's log and has no effect: use -v and --log-format"));
+        }
+    }
+    if flags.integer("iptables-resync") == 0 {
+        notices.push(format!("{} is 0: taken as 5 seconds", flags.source("iptables-resync")));
     }
     notices
 }
@@ -306,7 +508,10 @@ mod tests {
         assert_eq!(settings.renew_margin, Duration::from_secs(3600));
         assert_eq!(settings.source_check, SourceCheck::default());
         assert_eq!(settings.engine_off, Features::NONE);
-        assert!(!settings.ip_masq && !settings.exit_with_parent && settings.notices.is_empty());
+        assert!(!settings.rules.masquerade && settings.rules.forward && settings.rules.fully_random);
+        assert!(!settings.exit_with_parent && settings.notices.is_empty());
+        assert_eq!((settings.health, settings.engine), (None, EngineChoice::Auto));
+        assert_eq!(settings.lease_cache, Some(PathBuf::from("/run/flannel/leases.json")));
         assert!(settings.interface.names_none());
     }
 
@@ -351,16 +556,42 @@ mod tests {
     }
 
     #[test]
-    fn without_a_store_the_flag_is_named() {
-        let flags = RawFlags::parse([], []).unwrap();
-        assert!(Settings::settle(&flags).unwrap_err().to_string().contains("--file-subnet-mgr DIR"));
+    fn stores_are_chosen_as_flannel_does() {
+        let of = |words: &[&str], environment: &[(&str, &str)]| {
+            let environment = environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+            let flags = RawFlags::parse(words.iter().map(|&word| word.to_owned()), environment).unwrap();
+            Settings::settle(&flags).map(|settings| settings.store)
+        };
+        let StoreChoice::Etcd(etcd) = of(&[], &[]).unwrap() else { panic!("etcd is the default") };
+        assert_eq!(etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
+        assert_eq!(etcd.prefix, "/coreos.com/network");
+        let secret = ["-etcd-username=u", "-etcd-password=hunter2"];
+        let StoreChoice::Etcd(etcd) = of(&secret, &[]).unwrap() else { panic!() };
+        assert_eq!(etcd.user, Some(("u".to_owned(), "hunter2".to_owned())));
+        assert!(!format!("{etcd:?}").contains("hunter2"));
+        let pod = [("POD_NAME", "p"), ("POD_NAMESPACE", "kube-flannel"), ("NODE_NAME", "")];
+        let StoreChoice::Kube(kube) = of(&["-kube-subnet-mgr"], &pod).unwrap() else { panic!() };
+        assert_eq!(kube.pod, Some(("p".to_owned(), "kube-flannel".to_owned())));
+        assert_eq!((kube.node_name, kube.set_network_unavailable), (None, true));
+        let both = ["-kube-subnet-mgr", "-file-subnet-mgr=/x"];
+        assert_eq!(of(&both, &[]), Err(SettingsError::TwoStores));
+        let half = of(&["-etcd-certfile=/c"], &[]).unwrap_err().to_string();
+        assert_eq!(half, "--etcd-certfile=/c: needs --etcd-keyfile beside it");
+    }
+
+    #[test]
+    fn the_health_server_is_off_unless_it_has_a_port() {
+        assert_eq!(settle(&["-healthz-port=-1"]).unwrap().health, None);
+        let health = settle(&["-healthz-port=10256", "-healthz-ip=::1"]).unwrap().health;
+        assert_eq!(health, Some("[::1]:10256".parse().unwrap()));
+        assert!(error(&["-healthz-port=65536"]).contains("up to 65535"));
     }
 
     #[test]
     fn what_is_ignored_is_told() {
-        let settings = settle(&["-ip-masq", "true", "-iface=eth0"]).unwrap();
+        let settings = settle(&["-vmodule=a=1", "-ip-masq", "true", "-iface=eth0"]).unwrap();
         assert_eq!(settings.notices.len(), 2);
         assert!(settings.notices[0].contains("true -iface=eth0"), "{:?}", settings.notices);
-        assert!(settings.notices[1].contains("installs no masquerade rules"));
+        assert!(settings.notices[1].contains("vmodule"));
     }
 }

@@ -9,11 +9,12 @@
 //!   the same subnet back when its supervisor restarts it.
 
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dataplane_core::IpNet;
+use tokio::time::Instant;
 
 use crate::lease::{LEASE_TTL, Lease, LeaseAttrs, LeaseUpdate, Subnet};
 use crate::network::{ConfigError, NetworkConfig};
@@ -29,6 +30,9 @@ pub use file::FileStore;
 pub trait LeaseStore {
     /// What [`watch`](Self::watch) returns.
     type Watch: LeaseWatch;
+
+    /// What the log calls it, in flannel's words where it is one of flannel's: `Kubernetes Subnet Manager - NODE`.
+    fn name(&self) -> String;
 
     /// The network configuration.
     fn network(&self) -> impl Future<Output = Result<NetworkConfig, StoreError>>;
@@ -47,6 +51,16 @@ pub trait LeaseStore {
     /// A reservation stays without an end. [`StoreError::Lost`] if somebody else holds the subnet.
     fn renew(&self, network: &NetworkConfig, own: &Lease) -> impl Future<Output = Result<Lease, StoreError>>;
 
+    /// Public addresses that the store holds for this node, in the place of `--public-ip` and `--public-ipv6`.
+    fn public_addresses(&self) -> impl Future<Output = Result<PublicAddresses, StoreError>> {
+        async { Ok(PublicAddresses::default()) }
+    }
+
+    /// Tells the cluster that this node's network works. Asked for again until it succeeds.
+    fn announce_ready(&self) -> impl Future<Output = Result<(), StoreError>> {
+        async { Ok(()) }
+    }
+
     /// Starts to watch all leases, ours too.
     fn watch(&self) -> impl Future<Output = Result<Self::Watch, StoreError>>;
 }
@@ -56,6 +70,27 @@ pub trait LeaseWatch {
     /// The next update; the first is a snapshot. A store that cannot be reached gives none: what was known stays.
     /// Cancelling the future loses nothing.
     fn next(&mut self) -> impl Future<Output = LeaseUpdate>;
+
+    /// How the store was last met. What is known of the leases is as old as this.
+    fn contact(&self) -> Contact;
+}
+
+/// How a store was last met.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Contact {
+    /// When it last answered or told something; `None`: not yet.
+    pub last: Option<Instant>,
+    /// What is wrong since; `None`: nothing.
+    pub trouble: Option<String>,
+}
+
+/// Public addresses of this node that a store holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PublicAddresses {
+    /// IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6.
+    pub v6: Option<Ipv6Addr>,
 }
 
 /// What a node asks for.
@@ -107,6 +142,29 @@ pub enum StoreError {
     /// The request has no public address, and a lease belongs to one.
     #[error("a lease needs a public address: give --public-ip or --public-ipv6")]
     NoOwner,
+    /// The store does not answer, or not sensibly. Trying again may help, and nothing else is needed.
+    #[error("{store} cannot be reached: {why}")]
+    Unreachable {
+        /// The store and where it was looked for.
+        store: String,
+        /// The cause, in one line, without secrets.
+        why: String,
+    },
+    /// The store answers and refuses. A person has to mend it; until then trying again costs little.
+    #[error("{store} refuses to {doing}: {why}; {remedy}")]
+    Refused {
+        /// The store and where it is.
+        store: String,
+        /// A verb phrase.
+        doing: &'static str,
+        /// Its answer, in one line, without secrets.
+        why: String,
+        /// What a person can do.
+        remedy: String,
+    },
+    /// The store's part for this node is not there yet: somebody else makes it.
+    #[error("{0}")]
+    NotYet(String),
     /// Somebody holds the store's lock for too long.
     #[error("{} has been locked by another process for {waited:?}: see `lslocks` for which one", path.display())]
     Locked {

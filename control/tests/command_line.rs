@@ -37,10 +37,9 @@ fn the_version_goes_to_stderr_as_flannels_does() {
 fn wrong_flags_end_with_2_and_one_line() {
     for (words, environment, expected) in [
         (vec!["-ifaec", "eth0"], vec![], "the nearest is --iface"),
-        (vec!["-kube-subnet-mgr"], vec![], "use --file-subnet-mgr DIR"),
-        (vec![], vec![("FLANNELD_ETCD_ENDPOINTS", "http://x")], "FLANNELD_ETCD_ENDPOINTS: "),
-        (vec![], vec![], "give --file-subnet-mgr DIR"),
-        (vec!["help"], vec![], "\"help\" is no subcommand (there is `flanneld demo`)"),
+        (vec!["-kube-subnet-mgr", "-file-subnet-mgr=x"], vec![], "give one of them"),
+        (vec![], vec![("FLANNELD_ETCD_ENDPOINTS", ",")], "FLANNELD_ETCD_ENDPOINTS=,: expected URLs"),
+        (vec!["help"], vec![], "\"help\" is no subcommand (there are demo, status,"),
         (vec!["-ip-masq", "true", "-file-subnet-mgr=x"], vec![], "\"true\" is no subcommand"),
         (
             vec!["-file-subnet-mgr=x"],

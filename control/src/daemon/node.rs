@@ -255,7 +255,7 @@ impl Node {
             networks: self.backend.tunnels().iter().map(|tunnel| tunnel.network).collect(),
             subnets: self.own.subnet.nets().collect(),
             mtu: self.backend.mtu().map_or(0, |mtu| mtu.get().into()),
-            ip_masq: self.settings.ip_masq,
+            ip_masq: self.settings.rules.masquerade,
         };
         match env.write(&self.settings.subnet_file) {
             Ok(()) => {

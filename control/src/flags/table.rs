@@ -1,4 +1,4 @@
-//! The table of flags: one row a flag, and one row for each flag of flannel that this version answers with a reason.
+//! The table of flags: one row a flag, flannel's names and defaults, and ours marked (new).
 
 /// One flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,15 +30,6 @@ pub enum Kind {
     List,
 }
 
-/// A flag that flannel has and this version does not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Absent {
-    /// flannel's name for it.
-    pub name: &'static str,
-    /// What is missing and what to use.
-    pub why: &'static str,
-}
-
 const fn flag(
     name: &'static str,
     kind: Kind,
@@ -51,13 +42,49 @@ const fn flag(
 
 /// Every flag, in the order of the help.
 pub const FLAGS: &[Flag] = &[
+    flag("kube-subnet-mgr", Kind::Switch, "false", "", "leases are the nodes of the Kubernetes API"),
+    flag("kube-api-url", Kind::Text, "", "URL", "API server; without it and a kubeconfig: the pod's own"),
+    flag("kubeconfig-file", Kind::Text, "", "FILE", "kubeconfig to reach the API server with"),
+    flag(
+        "kube-annotation-prefix",
+        Kind::Text,
+        "flannel.alpha.coreos.com",
+        "PREFIX",
+        "prefix of the node annotations",
+    ),
+    flag(
+        "set-node-network-unavailable",
+        Kind::Switch,
+        "true",
+        "",
+        "set the node's NetworkUnavailable=False when ready",
+    ),
+    flag(
+        "etcd-endpoints",
+        Kind::Text,
+        "http://127.0.0.1:4001,http://127.0.0.1:2379",
+        "URLS",
+        "etcd servers, by commas; the store if no other is named",
+    ),
+    flag("etcd-prefix", Kind::Text, "/coreos.com/network", "KEY", "where in etcd the network is kept"),
+    flag("etcd-cafile", Kind::Text, "", "FILE", "certificates that the etcd servers are trusted by"),
+    flag("etcd-certfile", Kind::Text, "", "FILE", "our certificate for etcd"),
+    flag("etcd-keyfile", Kind::Text, "", "FILE", "its key"),
+    flag("etcd-username", Kind::Text, "", "NAME", "user for etcd"),
+    flag(
+        "etcd-password",
+        Kind::Text,
+        "",
+        "TEXT",
+        "password for etcd; FLANNELD_ETCD_PASSWORD hides it from `ps`",
+    ),
     flag("file-subnet-mgr", Kind::Text, "", "DIR", "keep leases in DIR, shared by all nodes (new)"),
     flag(
         "net-config-path",
         Kind::Text,
         "/etc/kube-flannel/net-conf.json",
         "FILE",
-        "network configuration, unless DIR/config",
+        "network configuration, if the store has none",
     ),
     flag(
         "iface",
@@ -95,7 +122,31 @@ pub const FLAGS: &[Flag] = &[
         Kind::Switch,
         "false",
         "",
-        "say FLANNEL_IPMASQ=true in subnet.env (installs no rules yet)",
+        "translate the addresses of packets that leave the pod network",
+    ),
+    flag(
+        "ip-masq-fully-random-disable",
+        Kind::Switch,
+        "false",
+        "",
+        "choose their ports the kernel's usual way",
+    ),
+    flag("iptables-forward-rules", Kind::Switch, "true", "", "accept forwarded packets of the pod network"),
+    flag("iptables-resync", Kind::Integer, "5", "SECONDS", "how often rules and routes are looked after"),
+    flag(
+        "ip-blackhole-route",
+        Kind::Switch,
+        "false",
+        "",
+        "drop packets for pods of this node that are not there",
+    ),
+    flag("nftables-guard", Kind::Switch, "true", "", "kernel VXLAN accepts packets from nodes only (new)"),
+    flag(
+        "engine",
+        Kind::Text,
+        "auto",
+        "auto|always|never",
+        "carry packets in this process; auto: where the kernel cannot (new)",
     ),
     flag("engine-off", Kind::Text, "", "LIST", "engine features to do without, e.g. udp-gso,tun-tso (new)"),
     flag("engine-workers", Kind::Text, "auto", "auto|N", "workers; auto: half of the CPUs, up to 4 (new)"),
@@ -127,9 +178,37 @@ pub const FLAGS: &[Flag] = &[
         "loose|strict",
         "packets from outside the cluster: count or drop (new)",
     ),
+    flag("healthz-ip", Kind::Text, "0.0.0.0", "IP", "address of /healthz, /readyz and /metrics"),
+    flag("healthz-port", Kind::Integer, "0", "PORT", "their port; 0: none"),
+    flag(
+        "status-socket",
+        Kind::Text,
+        "/run/flannel/flanneld.sock",
+        "PATH",
+        "where `flanneld status` asks; empty: nowhere (new)",
+    ),
+    flag(
+        "lease-cache",
+        Kind::Text,
+        "",
+        "FILE",
+        "last known leases, for a start without the store; off: none [leases.json beside the subnet file] (new)",
+    ),
+    flag(
+        "hold-back",
+        Kind::Integer,
+        "300",
+        "SECONDS",
+        "keep nodes this long when over half of them vanish at once (new)",
+    ),
     flag("log-format", Kind::Text, "text", "text|json", "form of the log on stderr (new)"),
     flag("v", Kind::Integer, "0", "LEVEL", "log more: 1 decisions, 5 everything"),
     flag("version", Kind::Switch, "false", "", "print the version and leave"),
+    Flag { hidden: true, ..flag("vmodule", Kind::Text, "", "PATTERNS", "of flannel's log; has no effect") },
+    Flag {
+        hidden: true,
+        ..flag("log_backtrace_at", Kind::Text, "", "PLACE", "of flannel's log; has no effect")
+    },
     Flag {
         hidden: true,
         ..flag(
@@ -140,36 +219,4 @@ pub const FLAGS: &[Flag] = &[
             "end when the process that started this one ends",
         )
     },
-];
-
-const STORE: &str = "this version keeps leases in a directory only: use --file-subnet-mgr DIR";
-const RULES: &str = "this version installs no packet filter rules; leave the flag out";
-const KLOG: &str = "this version has no klog; use -v and --log-format";
-const HEALTH: &str = "this version has no health server; leave the flag out";
-
-/// Flags of flannel that are refused with a reason, not as unknown.
-pub const ABSENT: &[Absent] = &[
-    Absent { name: "etcd-endpoints", why: STORE },
-    Absent { name: "etcd-prefix", why: STORE },
-    Absent { name: "etcd-keyfile", why: STORE },
-    Absent { name: "etcd-certfile", why: STORE },
-    Absent { name: "etcd-cafile", why: STORE },
-    Absent { name: "etcd-username", why: STORE },
-    Absent { name: "etcd-password", why: STORE },
-    Absent { name: "kube-subnet-mgr", why: STORE },
-    Absent { name: "kube-api-url", why: STORE },
-    Absent { name: "kube-annotation-prefix", why: STORE },
-    Absent { name: "kubeconfig-file", why: STORE },
-    Absent { name: "set-node-network-unavailable", why: STORE },
-    Absent { name: "ip-masq-fully-random-disable", why: RULES },
-    Absent { name: "iptables-resync", why: RULES },
-    Absent { name: "iptables-forward-rules", why: RULES },
-    Absent {
-        name: "ip-blackhole-route",
-        why: "this version has no blackhole route: the engine itself drops packets for the node's own subnet",
-    },
-    Absent { name: "healthz-ip", why: HEALTH },
-    Absent { name: "healthz-port", why: HEALTH },
-    Absent { name: "vmodule", why: KLOG },
-    Absent { name: "log_backtrace_at", why: KLOG },
 ];

@@ -133,6 +133,10 @@ impl<C: Clock> FileStore<C> {
 impl<C: Clock> LeaseStore for FileStore<C> {
     type Watch = FileWatch<C>;
 
+    fn name(&self) -> String {
+        format!("directory {}", self.dir.display())
+    }
+
     async fn network(&self) -> Result<NetworkConfig, StoreError> {
         let tried = vec![self.dir.join("config"), self.net_config_path.clone()];
         match tried.iter().find(|path| path.exists()) {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Scan;
 use crate::lease::{Lease, LeaseUpdate};
-use crate::store::{Clock, LeaseWatch};
+use crate::store::{Clock, Contact, LeaseWatch};
 
 /// How often to look without being told: for a directory that was replaced, for network file systems, and where the
 /// kernel grants no inotify watch.
@@ -34,8 +34,10 @@ pub struct FileWatch<C> {
     named: HashSet<PathBuf>,
     /// The kernel's refusal to watch has been said.
     unwatched: bool,
-    /// The directory cannot be read, which has been said.
-    failing: bool,
+    /// The directory cannot be read, for this reason, which has been said.
+    failing: Option<String>,
+    /// When it last could.
+    read_at: Option<Instant>,
 }
 
 impl<C: Clock> FileWatch<C> {
@@ -49,7 +51,8 @@ impl<C: Clock> FileWatch<C> {
             told: None,
             named: HashSet::new(),
             unwatched: false,
-            failing: false,
+            failing: None,
+            read_at: None,
         }
     }
 
@@ -81,14 +84,15 @@ impl<C: Clock> FileWatch<C> {
         let scan = match Scan::of(&self.dir) {
             Ok(scan) => scan,
             Err(error) => {
-                if !std::mem::replace(&mut self.failing, true) {
+                if self.failing.replace(error.to_string()).is_none() {
                     tracing::warn!(%error, "keeping the leases that are known");
                 }
                 self.events = None;
                 return None;
             }
         };
-        if std::mem::take(&mut self.failing) {
+        self.read_at = Some(Instant::now());
+        if self.failing.take().is_some() {
             tracing::info!(dir = %self.dir.display(), "the lease directory can be read again");
         }
         for file in &scan.unreadable {
@@ -165,5 +169,9 @@ impl<C: Clock> LeaseWatch for FileWatch<C> {
                 tokio::time::sleep(RESYNC).await;
             }
         }
+    }
+
+    fn contact(&self) -> Contact {
+        Contact { last: self.read_at, trouble: self.failing.clone() }
     }
 }
