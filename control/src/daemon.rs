@@ -19,16 +19,21 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::settings::{Settings, StoreChoice};
 use crate::store::{Clock, FileStore, LeaseStore, LeaseWatch, SystemClock};
 
+mod carrier;
+mod earlier;
+mod explain;
 mod node;
 mod own_lease;
 mod start;
 
+pub use explain::explain;
 pub use node::Node;
 
 /// How often to look at the engines' events, the clock and the parent.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often to read back the whole host, whether or not anything was told.
-const RESYNC: Duration = Duration::from_secs(5);
+/// How often to read back the whole host, whether or not anything was told: with [`LOOK`] on top, what was changed by
+/// hand is put right within 5 seconds.
+const RESYNC: Duration = Duration::from_secs(4);
 /// How often to ask the store for our own lease: a watch keeps what was known of an entry that somebody spoiled.
 const OWN_LEASE_CHECK: Duration = Duration::from_secs(30);
 

@@ -14,6 +14,7 @@
 //! | [`json`], [`network`] | JSON with positions; `net-conf.json`, typed for each backend |
 //! | [`lease`], [`store`] | subnets, leases and their text forms; where leases are kept |
 //! | [`underlay`] | which interface and addresses carry the overlay |
+//! | [`choose`] | what carries a backend's packets here, and why |
 //! | [`backend`], [`plan`] | the whole difference between backends: pure functions from leases to wanted state |
 //! | [`daemon`] | start, the loop, stop |
 //! | [`demo`] | a cluster of daemons on this machine, and a race |
@@ -21,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod choose;
 pub mod daemon;
 pub mod demo;
 pub mod flags;

@@ -40,7 +40,7 @@ pub struct NetworkConfig {
 }
 
 /// `Backend` with the options of its `Type`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendConfig {
     /// flannel's raw format: one bare IP packet a datagram.
     Udp {

@@ -45,6 +45,8 @@ pub struct Underlay {
     pub index: u32,
     /// Its MTU.
     pub mtu: LinkMtu,
+    /// The networks on its own wire, as its addresses say, sorted: nodes in them are reached without a gateway.
+    pub on_link: Vec<IpNet>,
     /// Our IPv4 end, if the network has IPv4.
     pub v4: Option<End<Ipv4Addr>>,
     /// Our IPv6 end, if the network has IPv6.
@@ -87,6 +89,11 @@ impl Underlay {
         host: &HostView,
     ) -> Result<Self, UnderlayError> {
         choose::choose(choice, families, host)
+    }
+
+    /// This address is on the interface's own wire.
+    pub fn is_on_link(&self, ip: IpAddr) -> bool {
+        self.on_link.iter().any(|net| net.contains(&ip))
     }
 }
 

@@ -3,15 +3,14 @@
 
 use std::net::IpAddr;
 
-use anyhow::bail;
-use dataplane::{Engine, EngineConfig};
 use dataplane_core::{Family, MacAddr};
 use hostnet::kernel::{Kernel, Watch};
 use hostnet::subnet_env::Previous;
 
 use super::Node;
-use super::node::Carrier;
-use crate::backend::{Backend, Tunnel, mac};
+use super::carrier::Carrier;
+use crate::backend::{Backend, mac};
+use crate::choose::{self, Choice, KernelVxlan, Method, Wish};
 use crate::lease::{BackendData, Lease, LeaseSet, LeaseUpdate, Subnet};
 use crate::network::{BackendConfig, NetworkConfig};
 use crate::settings::Settings;
@@ -31,17 +30,12 @@ pub(super) async fn start(settings: &Settings, store: &impl LeaseStore) -> anyho
         tracing::warn!("network configuration: {doubt}");
     }
 
-    let (backend, held) = settle_backend(settings, store, &network, &underlay).await?;
-    let mut carriers = Vec::new();
-    for tunnel in backend.tunnels() {
-        let engine = open_engine(settings, &kernel, tunnel).await?;
-        if carriers.is_empty() {
-            for line in engine.capabilities().to_string().lines() {
-                tracing::info!("engine {line}");
-            }
-        }
-        carriers.push(Carrier::open(tunnel.clone(), engine));
+    let choice = choose_carrier(settings, &network, &kernel).await?;
+    for line in choice.to_string().lines() {
+        tracing::info!("carrier {line}");
     }
+    let (backend, held) = settle_backend(settings, store, &network, choice.method, &underlay, Macs::Remember).await?;
+    let carriers = Carrier::open_all(settings, &kernel, &backend).await?;
 
     let previous = previous_subnet(settings);
     let request = LeaseRequest { attrs: backend.attrs(), previous };
@@ -54,43 +48,39 @@ pub(super) async fn start(settings: &Settings, store: &impl LeaseStore) -> anyho
     let mut leases = LeaseSet::new(own.subnet);
     leases.apply(store.watch().await?.next().await);
     let mut node =
-        Node::new((settings.clone(), network), (kernel, watch), underlay, backend, own, leases, carriers);
+        Node::new((settings.clone(), network), (kernel, watch), underlay, (choice, backend), own, leases, carriers);
     node.bring_up().await?;
     Ok(node)
 }
 
-/// Opens the engine of a tunnel, and explains a device of our name that is none of ours.
-pub(super) async fn open_engine(
+/// Asks the kernel where that matters, and chooses what carries the packets.
+async fn choose_carrier(
     settings: &Settings,
+    network: &NetworkConfig,
     kernel: &Kernel,
-    tunnel: &Tunnel,
-) -> anyhow::Result<Engine> {
-    if let Some(link) = kernel.link(&tunnel.device).await? {
-        match link.kind.as_deref() {
-            // One of our own that outlives its process, or one that a running process holds: opening it tells.
-            Some("tun") => {}
-            kind => bail!(
-                "there is a device named {device} already, of kind {kind}, and this node needs the name for its own TUN \
-                 device. flannel leaves its kernel VXLAN device behind when it stops: stop what made it, then remove it \
-                 with: ip link delete {device}",
-                device = tunnel.device,
-                kind = kind.unwrap_or("physical"),
-            ),
-        }
-    }
-    let config = EngineConfig {
-        device: tunnel.device.clone(),
-        encap: tunnel.encap,
-        mtu: tunnel.mtu,
-        bind: tunnel.bind,
-        off: settings.engine_off,
-        source_check: settings.source_check,
-        tuning: settings.tuning.clone(),
+) -> anyhow::Result<Choice> {
+    let wish = Wish::of(settings.engine, network);
+    let found = match choose::wants_probe(network, wish) {
+        true => KernelVxlan::probed(kernel.probe_vxlan().await, existing_vxlan(network, kernel).await?.as_deref()),
+        false => KernelVxlan::Impossible("it was not asked for".to_owned()),
     };
-    Ok(Engine::open(&config)?)
+    Ok(choose::choose(network, wish, &found)?)
 }
 
-async fn choose_underlay(
+/// The kernel's device of another run, by flannel's names.
+pub(super) async fn existing_vxlan(
+    network: &NetworkConfig,
+    kernel: &Kernel,
+) -> anyhow::Result<Option<String>> {
+    for (_family, device) in Backend::vtep_devices(&network.backend).into_iter().flatten() {
+        if kernel.link(&device).await?.is_some_and(|link| link.vxlan.is_some()) {
+            return Ok(Some(device));
+        }
+    }
+    Ok(None)
+}
+
+pub(super) async fn choose_underlay(
     settings: &Settings,
     network: &NetworkConfig,
     kernel: &Kernel,
@@ -126,22 +116,33 @@ fn doubts(network: &NetworkConfig, underlay: &Underlay) -> Vec<String> {
         && mtu > underlay.mtu.0
     {
         doubts.push(format!(
-            "Backend MTU {mtu} is more than the {} of {}: large packets travel in fragments. Leave it out, or give \
-             the interface that MTU",
+            "Backend MTU {mtu} is more than the {} of {}: the kernel takes no more than that, and by the engine large \
+             packets travel in fragments. Leave it out, or give the interface that MTU",
             underlay.mtu.0, underlay.device
         ));
     }
     doubts
 }
 
+/// Whether new MACs are written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Macs {
+    /// For the next run.
+    Remember,
+    /// Not: this is only a look.
+    Forget,
+}
+
 /// The backend with its VtepMACs, and the lease of an earlier run if there is one.
-async fn settle_backend(
+pub(super) async fn settle_backend(
     settings: &Settings,
     store: &impl LeaseStore,
     network: &NetworkConfig,
+    method: Method,
     underlay: &Underlay,
+    macs_are: Macs,
 ) -> anyhow::Result<(Backend, Option<Lease>)> {
-    let anonymous = Backend::new(network, underlay, |_| MacAddr::default())?;
+    let anonymous = Backend::new(network, method, underlay, |_| MacAddr::default())?;
     let held = match anonymous.attrs().owner() {
         Some(owner) => store.held_by(owner).await?,
         None => None,
@@ -162,7 +163,8 @@ async fn settle_backend(
     for (family, device) in used {
         let file = mac::path(&settings.subnet_file, &device);
         let (address, source) = mac::settle(leased(family), &file, &taken, &mut fastrand::Rng::new());
-        if source != mac::MacSource::File
+        if macs_are == Macs::Remember
+            && source != mac::MacSource::File
             && let Err(error) = mac::remember(address, &file)
         {
             tracing::warn!(file = %file.display(), %error, "cannot remember the VtepMAC; the lease does");
@@ -171,7 +173,7 @@ async fn settle_backend(
         macs.push((family, address));
     }
     let mac = |family| macs.iter().find(|(of, _)| *of == family).map(|(_, mac)| *mac).unwrap_or_default();
-    Ok((Backend::new(network, underlay, mac)?, held))
+    Ok((Backend::new(network, method, underlay, mac)?, held))
 }
 
 /// The VtepMACs in every lease but our own.
@@ -220,6 +222,7 @@ mod tests {
             device: "eth0".to_owned(),
             index: 2,
             mtu: LinkMtu(1500),
+            on_link: vec!["192.0.2.0/24".parse().unwrap()],
             v4: Some(End { local, public: local }),
             v6: None,
         };

@@ -47,10 +47,15 @@ pub struct FileStore<C = SystemClock> {
 impl<C: Clock> FileStore<C> {
     /// Opens the store, making `DIR/subnets` if it is not there.
     pub fn open(dir: &Path, net_config_path: &Path, clock: C) -> Result<Self, StoreError> {
-        let store = Self { dir: dir.to_owned(), net_config_path: net_config_path.to_owned(), clock };
+        let store = Self::at(dir, net_config_path, clock);
         let subnets = store.subnets();
         fs::create_dir_all(&subnets).map_err(during("create the lease directory", &subnets))?;
         Ok(store)
+    }
+
+    /// The store as it is, for who only reads; nothing is made.
+    pub fn at(dir: &Path, net_config_path: &Path, clock: C) -> Self {
+        Self { dir: dir.to_owned(), net_config_path: net_config_path.to_owned(), clock }
     }
 
     fn subnets(&self) -> PathBuf {

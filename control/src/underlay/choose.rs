@@ -186,7 +186,10 @@ fn settle(
         return Err(format!("{} has MTU 0", link.name));
     }
     let mtu = LinkMtu(u16::try_from(link.mtu).unwrap_or(u16::MAX));
-    Ok(Underlay { device: link.name.clone(), index: link.index, mtu, v4, v6 })
+    let mut on_link: Vec<IpNet> = usable.iter().map(|address| address.net.trunc()).collect();
+    on_link.sort_unstable();
+    on_link.dedup();
+    Ok(Underlay { device: link.name.clone(), index: link.index, mtu, on_link, v4, v6 })
 }
 
 /// Sends from the address that chose the interface, else from the public one if it is here, else from the best.
@@ -231,6 +234,7 @@ mod tests {
             carrier: true,
             loopback: name == "lo",
             master: None,
+            alias: None,
             tx_queue_len: 1000,
             vxlan: None,
         }
