@@ -12,7 +12,7 @@
 //!
 //! The last known network outlives its store: a store that is not there costs no packet, at the start or later.
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use nix::unistd::{Pid, getppid};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -22,6 +22,9 @@ use crate::settings::{Settings, StoreChoice};
 use crate::store::{Contact, FileStore, KubeStore, LeaseStore, StoreError, SystemClock};
 
 mod cache;
+mod carrier;
+mod earlier;
+mod explain;
 mod follow_underlay;
 mod hold_back;
 mod keep;
@@ -33,8 +36,12 @@ mod start;
 mod store_link;
 mod supervisor;
 
+pub use explain::explain;
 pub use node::Node;
 
+#[cfg(not(feature = "etcd"))]
+const WITHOUT_ETCD: &str = "this flanneld is built without etcd: choose --kube-subnet-mgr or --file-subnet-mgr DIR, or \
+                            take one that is built with the cargo feature `etcd`";
 /// How many pieces of news may wait for the host's half.
 const NEWS: usize = 64;
 
@@ -55,10 +62,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
             run_with(settings, async || crate::store::EtcdStore::open(etcd)).await
         }
         #[cfg(not(feature = "etcd"))]
-        StoreChoice::Etcd(_) => bail!(
-            "this flanneld is built without etcd: choose --kube-subnet-mgr or --file-subnet-mgr DIR, or take one that is \
-             built with the cargo feature `etcd`"
-        ),
+        StoreChoice::Etcd(_) => anyhow::bail!(WITHOUT_ETCD),
     }
 }
 

@@ -14,6 +14,7 @@
 //! | [`json`], [`network`] | JSON with positions; `net-conf.json`, typed for each backend |
 //! | [`lease`], [`store`] | subnets, leases and their text forms; where leases are kept |
 //! | [`underlay`] | which interface and addresses carry the overlay |
+//! | [`choose`] | what carries a backend's packets here, and why |
 //! | [`backend`], [`plan`] | the whole difference between backends: pure functions from leases to wanted state |
 //! | [`masquerade`] | flannel's packet filter rules, as values and in both texts |
 //! | [`daemon`] | start, the loop, stop |
@@ -23,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod choose;
 pub mod daemon;
 pub mod demo;
 pub mod docker_opts;

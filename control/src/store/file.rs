@@ -48,13 +48,18 @@ impl<C: Clock> FileStore<C> {
     /// Opens the store, making `DIR/subnets` if it is not there. DIR itself is made only where the network's
     /// configuration is elsewhere: otherwise it holds that, and a DIR that is not there is one that went away.
     pub fn open(dir: &Path, net_config_path: &Path, clock: C) -> Result<Self, StoreError> {
-        let store = Self { dir: dir.to_owned(), net_config_path: net_config_path.to_owned(), clock };
+        let store = Self::at(dir, net_config_path, clock);
         if !dir.exists() && !net_config_path.exists() {
             return Err(store.no_config());
         }
         let subnets = store.subnets();
         fs::create_dir_all(&subnets).map_err(during("create the lease directory", &subnets))?;
         Ok(store)
+    }
+
+    /// The store as it is, for who only reads; nothing is made.
+    pub fn at(dir: &Path, net_config_path: &Path, clock: C) -> Self {
+        Self { dir: dir.to_owned(), net_config_path: net_config_path.to_owned(), clock }
     }
 
     fn no_config(&self) -> StoreError {
