@@ -21,7 +21,7 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use tokio::time::Instant;
 
-use super::allocate::{Decision, Origin, decide, rival};
+use super::allocate::{Decision, Origin, decide, may_publish};
 use super::{Clock, LeaseRequest, LeaseStore, StoreError, SystemClock, lease_end};
 use crate::lease::{Lease, LeaseAttrs, Subnet, print_value};
 use crate::network::NetworkConfig;
@@ -195,12 +195,7 @@ impl<C: Clock> LeaseStore for FileStore<C> {
         let _lock = self.lock().await?;
         let scan = self.scan_locked()?;
         let holder = scan.leases.iter().find(|lease| lease.subnet == own.subnet);
-        if let Some(rival) = rival(network, own, &scan.leases)
-            && let Some(owner) = rival.attrs.owner()
-            && !(rival.subnet == own.subnet && Some(owner) == attrs.owner())
-        {
-            return Err(StoreError::Lost { subnet: own.subnet, owner, theirs: rival.subnet });
-        }
+        may_publish(network, own, attrs, &scan.leases)?;
         let reservation = match holder {
             Some(holder) => holder.expires.is_none(),
             None => own.expires.is_none(),
