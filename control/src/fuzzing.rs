@@ -13,7 +13,9 @@ use {
 };
 
 use crate::flags::RawFlags;
+use crate::guard::read_listing;
 use crate::lease::{parse_value, print_value};
+use crate::masquerade::every_chain;
 use crate::network::NetworkConfig;
 use crate::settings::Settings;
 
@@ -83,6 +85,30 @@ pub fn subnet_env(data: &[u8]) {
     assert_eq!(SubnetEnv::parse(&env.to_string()).as_ref(), Ok(&env), "{env}");
 }
 
+/// What `iptables -S` and `nft -j` print: whatever it is, its repair is the same chain, made again.
+pub fn rule_listing(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    read_listing(&text);
+    for chain in every_chain() {
+        let seen = chain.seen(Some(&text), &text);
+        let repair = chain.repair(&seen);
+        assert!(repair.starts_with(&format!("*{}\n:{} - [0:0]\n", chain.table, chain.name)), "{repair}");
+        assert!(repair.ends_with("COMMIT\n"), "{repair}");
+        let deleted = repair.lines().filter(|line| line.starts_with("-D ")).count();
+        assert!(deleted == 0 || deleted == seen.jumps.len(), "{repair}");
+        assert_eq!(
+            repair.lines().count(),
+            3 + deleted + usize::from(seen.jumps != [chain.jump.clone()]),
+            "{repair}"
+        );
+    }
+}
+
+/// A Node of the Kubernetes API, and an annotation prefix: what is a lease survives being published again.
+pub fn annotations(data: &[u8]) {
+    crate::store::kube::fuzz_node(data);
+}
+
 /// The command line, one word a line; lines that begin with `FLANNELD_` are variables.
 pub fn flags(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
@@ -110,7 +136,32 @@ mod tests {
             #[cfg(feature = "etcd")]
             etcd_leases(&data);
             subnet_env(&data);
+            rule_listing(&data);
             flags(&data);
+            annotations(&data);
+        }
+
+        #[test]
+        fn no_annotations_break_a_promise(
+            kind in "|vxlan|host-gw|[a-z]{0,3}",
+            data in "null|[{]\"VNI\":[0-9]{1,9},\"VtepMAC\":\"0a:00:00:00:00:0[0-9a-fA-F]\"[}]|.{0,20}",
+            six in "null|[{]\"VtepMAC\":\"0a:00:00:00:00:0[0-9a-fA-F]\"[}]|.{0,8}",
+            ip in "192\\.0\\.2\\.[0-9]{1,3}|0.0.0.0||.{0,8}",
+            ip6 in "2001:db8::[0-9a-f]{0,5}|::|.{0,8}",
+            cidrs in proptest::collection::vec("10\\.[0-9]{1,3}\\.0\\.0/[0-9]{1,2}|fd00:[0-9a-f]{1,4}::/[0-9]{1,3}|.{0,4}", 0..4),
+        ) {
+            let node = serde_json::json!({
+                "metadata": {"name": "n", "annotations": {
+                    "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+                    "flannel.alpha.coreos.com/backend-type": kind,
+                    "flannel.alpha.coreos.com/backend-data": data,
+                    "flannel.alpha.coreos.com/backend-v6-data": six,
+                    "flannel.alpha.coreos.com/public-ip": ip,
+                    "flannel.alpha.coreos.com/public-ipv6": ip6,
+                }},
+                "spec": {"podCIDRs": cidrs},
+            });
+            annotations(node.to_string().as_bytes());
         }
 
         #[test]
@@ -131,6 +182,7 @@ mod tests {
             etcd_leases(data.as_bytes());
             subnet_env(data.as_bytes());
             flags(data.as_bytes());
+            annotations(data.as_bytes());
         }
     }
 }

@@ -69,6 +69,11 @@ fn flags() {
 }
 
 #[test]
+fn annotations() {
+    replay("annotations", control::fuzzing::annotations);
+}
+
+#[test]
 fn every_fuzz_target_is_replayed() {
     let here = include_str!("corpus_replay.rs");
     let targets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/fuzz_targets");
@@ -76,4 +81,9 @@ fn every_fuzz_target_is_replayed() {
         let name = entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();
         assert!(here.contains(&format!("replay(\"{name}\"")), "{name} is not replayed");
     }
+}
+
+#[test]
+fn rule_listings() {
+    replay("rule_listing", control::fuzzing::rule_listing);
 }

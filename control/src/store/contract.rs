@@ -95,6 +95,7 @@ macro_rules! lease_store_contract {
             a_reservation_of_another_node_is_left_alone,
             a_lease_of_another_owner_is_never_overwritten,
             a_deleted_lease_is_published_again,
+            a_node_with_another_address_keeps_its_subnet,
             a_deleted_lease_that_overlaps_another_is_lost,
             the_watch_tells_joins_changes_and_ends,
             an_entry_that_makes_no_sense_costs_nobody_else,
@@ -301,6 +302,24 @@ pub(crate) async fn a_deleted_lease_is_published_again<H: Harness>(h: H) {
     let again = renew(&h, &mine).await.unwrap();
     assert_eq!((again.subnet, &again.attrs), (mine.subnet, &mine.attrs));
     assert_eq!(h.store().held_by(ip(1).into()).await.unwrap(), Some(again));
+}
+
+pub(crate) async fn a_node_with_another_address_keeps_its_subnet<H: Harness>(h: H) {
+    h.configure(NETWORK);
+    let mine = acquire(&h, 1, None).await.unwrap();
+    let theirs = acquire(&h, 2, None).await.unwrap();
+    let store = h.store();
+    let network = store.network().await.unwrap();
+    // Twice: a node that heard no answer asks again.
+    for _ in 0..2 {
+        let moved = store.readdress(&network, &mine, &attrs(7)).await.unwrap();
+        assert_eq!((moved.subnet, &moved.attrs), (mine.subnet, &attrs(7)));
+        assert_eq!(store.held_by(ip(7).into()).await.unwrap(), Some(moved));
+    }
+    assert_eq!(store.held_by(ip(1).into()).await.unwrap(), None);
+    let not_mine = Lease { subnet: theirs.subnet, ..mine };
+    assert!(matches!(store.readdress(&network, &not_mine, &attrs(7)).await, Err(StoreError::Lost { .. })));
+    assert_eq!(store.held_by(ip(2).into()).await.unwrap(), Some(theirs));
 }
 
 pub(crate) async fn a_deleted_lease_that_overlaps_another_is_lost<H: Harness>(h: H) {
