@@ -72,6 +72,15 @@ impl Fault {
             &shown
         } else if why.contains("InvalidContentType") {
             "the server speaks no TLS: write http:// in --etcd-endpoints"
+        } else if why.contains("tls handshake eof") {
+            // As etcd ends it; so does a server that is just killed.
+            return Self::Failed(format!(
+                "{why} (if the server has no TLS, write http:// in --etcd-endpoints)"
+            ));
+        } else if why.contains("broken pipe") {
+            return Self::Failed(format!(
+                "{why} (if the server has TLS, write https:// in --etcd-endpoints)"
+            ));
         } else if why.contains("KeyMismatch") || why.contains("keys may not be consistent") {
             "--etcd-keyfile is not the key of --etcd-certfile"
         } else {

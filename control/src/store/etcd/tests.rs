@@ -11,6 +11,7 @@ use crate::lease::{BackendData, Key, LeaseUpdate};
 use crate::store::LeaseWatch;
 use crate::store::contract::{HandClock, Harness, lease_store_contract};
 
+mod certificates;
 mod histories;
 mod nodes;
 mod relay;
