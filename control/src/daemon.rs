@@ -17,12 +17,21 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::settings::{Settings, StoreChoice};
+use crate::status::StoreStatus;
 use crate::store::{Clock, FileStore, LeaseStore, LeaseWatch, SystemClock};
 
+mod board;
+mod guests;
+mod health;
+mod instance;
+mod metrics;
 mod node;
 mod own_lease;
+mod socket;
 mod start;
 
+use board::Board;
+use instance::Instance;
 pub use node::Node;
 
 /// How often to look at the engines' events, the clock and the parent.
@@ -34,27 +43,34 @@ const OWN_LEASE_CHECK: Duration = Duration::from_secs(30);
 
 /// Runs the node until a signal; an error is what to tell the operator.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
+    let instance = Instance::claim(&settings.subnet_file)?;
     match &settings.store {
         StoreChoice::File { dir } => {
-            run_with(settings, &FileStore::open(dir, &settings.net_config_path, SystemClock)?).await
+            let store = FileStore::open(dir, &settings.net_config_path, SystemClock)?;
+            run_with(settings, instance, &store).await
         }
         StoreChoice::Kube(_) => bail!("this build has no Kubernetes store"),
         StoreChoice::Etcd(_) => bail!("this build has no etcd store"),
     }
 }
 
-async fn run_with(settings: &Settings, store: &impl LeaseStore) -> anyhow::Result<()> {
+async fn run_with(
+    settings: &Settings,
+    mut instance: Instance,
+    store: &impl LeaseStore,
+) -> anyhow::Result<()> {
     let parent = getppid();
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     tracing::info!("Created subnet manager: {}", store.name());
+    let board = Board::open(settings, store.name());
     let mut node = tokio::select! {
-        node = start::start(settings, store) => node?,
+        node = start::start(settings, &mut instance, store) => node?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     let outcome = tokio::select! {
-        outcome = keep(settings, parent, store, &mut node) => outcome,
+        outcome = keep(settings, parent, store, &mut node, &board) => outcome,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
@@ -68,6 +84,7 @@ async fn keep(
     parent: Pid,
     store: &impl LeaseStore,
     node: &mut Node,
+    board: &Board,
 ) -> anyhow::Result<()> {
     let mut watch = store.watch().await?;
     let mut look = tokio::time::interval(LOOK);
@@ -76,6 +93,7 @@ async fn keep(
     let mut renewal_after = Instant::now();
     let mut own_check = Instant::now() + OWN_LEASE_CHECK;
     loop {
+        board.show(|identity, store| node.reading(identity, StoreStatus::met(store, watch.contact())));
         tokio::select! {
             update = watch.next() => {
                 let own = node.own_state(&update);

@@ -16,6 +16,7 @@
 //! | [`underlay`] | which interface and addresses carry the overlay |
 //! | [`backend`], [`plan`] | the whole difference between backends: pure functions from leases to wanted state |
 //! | [`daemon`] | start, the loop, stop |
+//! | [`status`], [`operator`] | what a node says of itself; `flanneld status` and `flanneld peers` |
 //! | [`demo`] | a cluster of daemons on this machine, and a race |
 //! | [`fuzzing`] | the bodies of the fuzz targets, as plain functions |
 #![forbid(unsafe_code)]
@@ -28,7 +29,9 @@ pub mod fuzzing;
 pub mod json;
 pub mod lease;
 pub mod network;
+pub mod operator;
 pub mod plan;
 pub mod settings;
+pub mod status;
 pub mod store;
 pub mod underlay;

@@ -1,4 +1,4 @@
-//! `flanneld`: parse → settle → build → run; and the subcommand `demo`.
+//! `flanneld`: parse → settle → build → run; and the subcommands `status`, `peers` and `demo`.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use control::daemon;
 use control::demo;
 use control::flags::{Help, RawFlags};
+use control::operator;
 use control::settings::{LogFormat, LogSettings, Settings};
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         Err(word) => return refuse(&format!("{} is not UTF-8", word.display())),
     };
     match words.first().map(String::as_str) {
+        Some("status" | "peers") => operator::main(words),
         Some("demo") => demo::main(words.into_iter().skip(1).collect()),
         _ => run_daemon(words),
     }
@@ -47,6 +49,7 @@ fn run_daemon(words: Vec<String>) -> ExitCode {
         Err(error) => return refuse(&error.to_string()),
     };
     log_to_stderr(settings.log);
+    tracing::info!("flanneld v{} starts, options: {}", env!("CARGO_PKG_VERSION"), flags.shown());
     for notice in &settings.notices {
         tracing::warn!("{notice}");
     }

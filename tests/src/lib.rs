@@ -15,6 +15,7 @@ pub mod engine;
 pub mod flannel;
 pub mod harness;
 pub mod netlink;
+pub mod operator;
 pub mod processes;
 pub mod reach;
 

@@ -21,6 +21,10 @@ use crate::settings::Settings;
 use crate::store::{LeaseStore, StoreError};
 use crate::underlay::Underlay;
 
+mod status;
+
+use status::Tally;
+
 /// The TUN ring holds this many packets of up to 64 KiB. The kernel's 500 overflow in a burst without a trace; far more
 /// would only be delay.
 const TX_QUEUE_LEN: u32 = 1000;
@@ -45,6 +49,7 @@ pub struct Node {
     changed: bool,
     env_trouble: Option<String>,
     env_is_written: bool,
+    tally: Tally,
 }
 
 /// A tunnel and the engine that carries it.
@@ -112,6 +117,7 @@ impl Node {
             changed: true,
             env_trouble: None,
             env_is_written: false,
+            tally: Tally::default(),
         }
     }
 
@@ -127,6 +133,8 @@ impl Node {
             return Err(error.into());
         }
         self.provide_peers(&plan)?;
+        self.tally.note(&outcome, true);
+        self.tally_peers();
         self.write_subnet_env();
         Ok(())
     }
@@ -165,6 +173,8 @@ impl Node {
             self.provide_peers(&plan)?;
         }
         self.report(&outcome);
+        self.tally.note(&outcome, self.changed);
+        self.tally_peers();
         self.changed = false;
         self.write_subnet_env();
         match self.kernel.links().await {

@@ -10,6 +10,7 @@ use hostnet::kernel::{Kernel, Watch};
 use hostnet::subnet_env::Previous;
 
 use super::Node;
+use super::instance::Instance;
 use super::node::Carrier;
 use crate::backend::{Backend, Tunnel, mac};
 use crate::lease::{BackendData, Lease, LeaseSet, LeaseUpdate, Subnet};
@@ -18,7 +19,11 @@ use crate::settings::Settings;
 use crate::store::{LeaseRequest, LeaseStore, LeaseWatch};
 use crate::underlay::{Families, HostView, Underlay};
 
-pub(super) async fn start(settings: &Settings, store: &impl LeaseStore) -> anyhow::Result<Node> {
+pub(super) async fn start(
+    settings: &Settings,
+    instance: &mut Instance,
+    store: &impl LeaseStore,
+) -> anyhow::Result<Node> {
     let network = store.network().await?;
     for notice in &network.notices {
         tracing::warn!(at = %notice.at, "network configuration: {}", notice.text);
@@ -34,6 +39,7 @@ pub(super) async fn start(settings: &Settings, store: &impl LeaseStore) -> anyho
     let (backend, held) = settle_backend(settings, store, &network, &underlay).await?;
     let mut carriers = Vec::new();
     for tunnel in backend.tunnels() {
+        instance.hold(&tunnel.device)?;
         let engine = open_engine(settings, &kernel, tunnel).await?;
         if carriers.is_empty() {
             for line in engine.capabilities().to_string().lines() {
