@@ -126,11 +126,12 @@ impl Page<'_> {
         let fine = node.rules.trouble.is_none().into();
         self.gauge("flannel_rules_ok", "1 when the packet filter rules are as they should be.", fine)?;
         match node.rules.guard_drops {
-            Some(drops) => self.counters(
-                "flannel_guard_drops",
-                "Packets from unknown nodes that the guard of kernel VXLAN dropped.",
-                &[(Labels::new(), drops)],
-            ),
+            Some(drops) => {
+                let help = "Packets from unknown nodes that the guard of kernel VXLAN dropped.";
+                let encoder =
+                    self.0.encode_descriptor("flannel_guard_drops", help, None, MetricType::Counter)?;
+                ConstCounter::new(drops).encode(encoder)
+            }
             None => Ok(()),
         }
     }

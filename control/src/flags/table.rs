@@ -185,7 +185,7 @@ pub const FLAGS: &[Flag] = &[
         Kind::Text,
         "",
         "PATH|off",
-        "where `flanneld status` asks [flanneld.sock beside the subnet file] (new)",
+        "where `flanneld status` asks [flanneld.sock by the subnet file] (new)",
     ),
     flag(
         "lease-cache",

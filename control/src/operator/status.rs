@@ -145,7 +145,7 @@ mod tests {
         let expected = "\
 ready
   backend  vxlan: flannel.1 by the engine on 192.0.2.1:8472
-  subnet   10.5.1.0/24, renewed until in 1d26m
+  subnet   10.5.1.0/24, renewed until in 1d
   public   192.0.2.1
   mtu      1450 over eth0 (192.0.2.1, mtu 1500)
   store    file, heard 12s ago
