@@ -26,6 +26,7 @@ mod carrier;
 mod earlier;
 mod explain;
 mod follow_underlay;
+mod guards;
 mod hold_back;
 mod keep;
 mod node;
