@@ -27,6 +27,7 @@ mod carrier;
 mod earlier;
 mod explain;
 mod follow_underlay;
+mod guards;
 mod guests;
 mod health;
 mod hold_back;
