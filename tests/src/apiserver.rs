@@ -87,7 +87,7 @@ impl ApiServer {
         let mut etcd = Command::new(find("etcd").context("etcd")?);
         etcd.arg("--data-dir").arg(dir.join("etcd"));
         etcd.args(["--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379"]);
-        etcd.args(["--listen-peer-urls=http://127.0.0.1:2380", "--unsafe-no-fsync"]);
+        etcd.args(["--listen-peer-urls=http://127.0.0.1:2380"]);
         let etcd = node.spawn(etcd)?;
         etcd.wait_for_line("ready to serve client requests", PATIENCE)?;
         let key = dir.join("service-account.key");
