@@ -1,11 +1,16 @@
-//! `flanneld`: parse → settle → build → run; and the subcommand `demo`.
+//! `flanneld`: parse → settle → build → run; and the subcommands. Called by the name of one of flannel's other programs,
+//! it is that program: the image has links of those names.
 
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use control::daemon;
 use control::demo;
+use control::docker_opts;
 use control::flags::{Help, RawFlags};
+use control::install_conf;
 use control::settings::{LogFormat, LogSettings, Settings};
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
@@ -21,13 +26,30 @@ fn main() -> ExitCode {
         Ok(words) => words,
         Err(word) => return refuse(&format!("{} is not UTF-8", word.display())),
     };
+    let called = std::env::args_os().next().unwrap_or_default();
+    match Path::new(&called).file_name().and_then(OsStr::to_str) {
+        Some("mk-docker-opts" | "mk-docker-opts.sh") => return docker_opts::main(&words),
+        Some("install-conf") => return install_conf::main(&words),
+        _ => {}
+    }
     match words.first().map(String::as_str) {
         Some("demo") => demo::main(words.into_iter().skip(1).collect()),
-        _ => run_daemon(words),
+        Some("mk-docker-opts") => docker_opts::main(&words[1..]),
+        Some("install-conf") => install_conf::main(&words[1..]),
+        Some("explain") => run_daemon(words.into_iter().skip(1).collect(), Task::Explain),
+        _ => run_daemon(words, Task::Run),
     }
 }
 
-fn run_daemon(words: Vec<String>) -> ExitCode {
+/// What to do with the daemon's flags.
+enum Task {
+    /// Be the daemon.
+    Run,
+    /// Print what the daemon would do.
+    Explain,
+}
+
+fn run_daemon(words: Vec<String>, task: Task) -> ExitCode {
     // A variable that is not UTF-8 cannot be one of ours.
     let environment =
         std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()));
@@ -52,11 +74,15 @@ fn run_daemon(words: Vec<String>) -> ExitCode {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(daemon::run(&settings)),
+        Ok(runtime) => match task {
+            Task::Run => runtime.block_on(daemon::run(&settings)).map(|()| None),
+            Task::Explain => runtime.block_on(daemon::explain(&settings)).map(Some),
+        },
         Err(error) => Err(anyhow::Error::new(error).context("start the runtime")),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(text)) => say(&mut io::stdout(), text),
         Err(error) => {
             tracing::error!("{}", in_one_line(&error));
             ExitCode::FAILURE

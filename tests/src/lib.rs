@@ -15,9 +15,12 @@ pub mod daemon;
 pub mod engine;
 pub mod flannel;
 pub mod harness;
+pub mod manifests;
 pub mod netlink;
+pub mod pinger;
 pub mod processes;
 pub mod reach;
+pub mod rules;
 
 pub use lab::counts;
 
