@@ -1,29 +1,41 @@
 //! The running node: its lease, the leases of the others, its engines, and the host it keeps in shape.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use dataplane::{Engine, EngineEvent, EngineHandle};
-use dataplane_core::{Counters, Family, OverlayMtu};
+use dataplane::EngineEvent;
+use dataplane_core::{Counters, Family};
+use hostnet::change::Change;
 use hostnet::kernel::{Kernel, LinkSettings, Watch};
-use hostnet::reconcile::{Outcome, converge};
+use hostnet::reconcile::{Outcome, converge, step};
+use hostnet::state::HostState;
 use hostnet::subnet_env::SubnetEnv;
 use hostnet::sysctl;
+use tokio::time::Instant;
 
-use super::own_lease::{OwnLease, own_lease, renewal_is_due};
-use super::start::open_engine;
-use crate::backend::{Backend, Tunnel};
+use super::carrier::{self, Carrier, State};
+use super::earlier;
+use super::rules::Rules;
+use crate::backend::Backend;
+use crate::choose::Choice;
 use crate::lease::{Lease, LeaseChange, LeaseSet, LeaseUpdate, Subnet};
 use crate::network::NetworkConfig;
-use crate::plan::{Peers, Plan, Refusal};
+use crate::plan::{Plan, Refusal};
 use crate::settings::Settings;
-use crate::store::{LeaseStore, StoreError};
 use crate::underlay::Underlay;
+
+mod underlay;
 
 /// The TUN ring holds this many packets of up to 64 KiB. The kernel's 500 overflow in a burst without a trace; far more
 /// would only be delay.
 const TX_QUEUE_LEN: u32 = 1000;
+
+/// How long notifications are gathered before the host is looked at: what is changed by hand comes in bursts, and so do
+/// the notifications of our own changes.
+const GATHER: Duration = Duration::from_millis(20);
+/// The same where a look is slow, because there is much to look at.
+const LONGEST_GATHER: Duration = Duration::from_secs(1);
 
 /// A running node.
 pub struct Node {
@@ -32,58 +44,31 @@ pub struct Node {
     kernel: Kernel,
     /// `None` when the kernel's notifications ended; the tick remains.
     watch: Option<Watch>,
+    /// When the kernel told of a change that has not been looked at.
+    noticed: Option<Instant>,
+    /// How long the last look at the whole host took.
+    last_look: Duration,
     underlay: Underlay,
-    underlay_is_there: bool,
+    choice: Choice,
     backend: Backend,
     own: Lease,
     leases: LeaseSet,
     carriers: Vec<Carrier>,
     refused: BTreeMap<Subnet, Refusal>,
+    /// Why a device of the kernel could not be made at the last look.
+    device_trouble: Option<String>,
     /// The last trouble with the host that was said.
     trouble: Option<String>,
     /// The leases changed since the host was last put in shape, so differences are expected.
     changed: bool,
+    /// What the host is like as far as is known; `None` where a look has to tell.
+    known: Option<HostState>,
     env_trouble: Option<String>,
     env_is_written: bool,
-}
-
-/// A tunnel and the engine that carries it.
-pub(super) struct Carrier {
-    tunnel: Tunnel,
-    engine: State,
-    published: Option<Peers>,
-}
-
-enum State {
-    /// The device is there and has yet to get its address.
-    Open(Engine),
-    Running(EngineHandle),
-    /// It ended; the next look opens it again.
-    Ended,
-}
-
-impl Carrier {
-    pub(super) fn open(tunnel: Tunnel, engine: Engine) -> Self {
-        Self { tunnel, engine: State::Open(engine), published: None }
-    }
-
-    /// Starts the engine if its device is ready, or gives it the new peers.
-    fn provide(&mut self, peers: &Peers) -> anyhow::Result<()> {
-        if self.published.as_ref() == Some(peers) {
-            return Ok(());
-        }
-        let table = peers.table()?;
-        match std::mem::replace(&mut self.engine, State::Ended) {
-            State::Open(engine) => self.engine = State::Running(engine.start(table)?),
-            State::Running(handle) => {
-                handle.publish(table);
-                self.engine = State::Running(handle);
-            }
-            State::Ended => return Ok(()),
-        }
-        self.published = Some(peers.clone());
-        Ok(())
-    }
+    /// Packet filter rules; `None` before they were put in place for the first time.
+    rules: Option<Rules>,
+    /// Why an engine that ended cannot be opened again, which has been said.
+    engine_trouble: Option<String>,
 }
 
 impl Node {
@@ -91,7 +76,7 @@ impl Node {
         (settings, network): (Settings, NetworkConfig),
         (kernel, watch): (Kernel, Watch),
         underlay: Underlay,
-        backend: Backend,
+        (choice, backend): (Choice, Backend),
         own: Lease,
         leases: LeaseSet,
         carriers: Vec<Carrier>,
@@ -101,34 +86,60 @@ impl Node {
             network,
             kernel,
             watch: Some(watch),
+            noticed: None,
+            last_look: Duration::ZERO,
             underlay,
-            underlay_is_there: true,
+            choice,
             backend,
             own,
             leases,
             carriers,
             refused: BTreeMap::new(),
+            device_trouble: None,
             trouble: None,
             changed: true,
+            known: None,
             env_trouble: None,
             env_is_written: false,
+            rules: None,
+            engine_trouble: None,
         }
     }
 
-    /// The first time: devices get their addresses and routes, then the engines run, then subnet.env says so.
+    /// The first time: devices get their addresses and routes, then the engines run, then subnet.env says so. What an
+    /// earlier run left, of this backend or another, goes when everything new is there.
     pub(super) async fn bring_up(&mut self) -> anyhow::Result<()> {
+        self.reopen_engines().await?;
         self.prepare_devices().await?;
         let plan = self.plan();
-        let outcome = self.converge(&plan).await;
-        if let Some((change, error)) = outcome.failed.first() {
+        for device in &plan.devices {
+            carrier::ensure(&self.kernel, device).await?;
+        }
+        // flannel's host-gw routes bear no mark. While this daemon runs, others may make routes of their form.
+        let mut scope = Plan::scope(&self.backend);
+        scope.gateway_routes = true;
+        let outcome = converge(&self.kernel, &scope, &plan.host).await;
+        let fatal = |change: &Change| matches!(change, Change::SetLink(_) | Change::AddAddress(_));
+        if let Some((change, error)) = outcome.failed.iter().find(|(change, _)| fatal(change)) {
             bail!("cannot set up the overlay's device: {change}: {error}");
         }
         if let Some(error) = outcome.unread {
             return Err(error.into());
         }
         self.provide_peers(&plan)?;
+        self.report(&outcome);
+        if let Err(error) = earlier::remove(&self.kernel, &self.backend).await {
+            tracing::warn!(%error, "cannot remove what an earlier run left");
+        }
+        // Before subnet.env: pods that come find their packets masqueraded.
+        self.rules = Some(Rules::start(self.settings.rules, &self.network, &self.own.subnet).await);
         self.write_subnet_env();
         Ok(())
+    }
+
+    /// What keeps packet filter rules from being in place.
+    pub fn rules_trouble(&self) -> Option<String> {
+        self.rules.as_ref().and_then(Rules::trouble)
     }
 
     /// Settings of the devices that are wanted before they are up: the kernel sizes the ring then, and makes IPv6
@@ -154,47 +165,86 @@ impl Node {
         Ok(())
     }
 
-    /// Reads the host and puts it in shape; what cannot be done is said once and tried again at the next call.
+    /// Puts the host in shape; what cannot be done is said once and tried again at the next call. A change of the leases
+    /// is made at once, as the difference to what is known; the kernel tells of it, and the look that follows finds
+    /// whatever was not as known.
     pub(super) async fn reconcile(&mut self) -> anyhow::Result<()> {
         self.reopen_engines().await?;
         let plan = self.plan();
         // Peers before routes: a packet that a new route brings finds its peer.
         self.inform_running(&plan)?;
-        let outcome = self.converge(&plan).await;
+        let known = self.known.take();
+        let outcome = match known {
+            Some(known) if self.changed => {
+                let outcome = step(&self.kernel, &known, &plan.host).await;
+                if !outcome.is_settled() {
+                    self.noticed.get_or_insert_with(Instant::now);
+                }
+                outcome
+            }
+            _ => self.look(&plan).await,
+        };
         if outcome.unread.is_none() {
             self.provide_peers(&plan)?;
         }
         self.report(&outcome);
         self.changed = false;
-        self.write_subnet_env();
-        match self.kernel.links().await {
-            Ok(links) => {
-                self.underlay_is_there = links.iter().any(|link| link.index == self.underlay.index);
-            }
-            Err(error) => tracing::debug!(%error, "cannot look for the underlay's interface"),
+        self.known = (outcome.is_settled() && self.device_trouble.is_none()).then_some(plan.host);
+        if let Some(rules) = &self.rules {
+            rules.follow(&self.own.subnet);
         }
+        self.write_subnet_env();
         Ok(())
     }
 
-    /// Waits until the kernel tells that something about our devices or the underlay's changed.
-    pub(super) async fn host_changed(&mut self) {
-        if let Some(watch) = &mut self.watch {
-            if let Some(noticed) = watch.next().await {
-                tracing::debug!(?noticed, "the kernel told of changes");
-                return;
+    /// Looks at the whole host, and makes it what the plan says.
+    async fn look(&mut self, plan: &Plan) -> Outcome {
+        let begin = Instant::now();
+        self.noticed = None;
+        let mut device_trouble = None;
+        for device in &plan.devices {
+            match carrier::ensure(&self.kernel, device).await {
+                Ok(made) => self.changed |= made,
+                Err(error) => device_trouble = Some(format!("{error:#}")),
             }
-            tracing::warn!("the kernel's notifications ended; looking at intervals");
-            self.watch = None;
         }
-        std::future::pending().await
+        self.device_trouble = device_trouble;
+        let outcome = converge(&self.kernel, &Plan::scope(&self.backend), &plan.host).await;
+        self.last_look = begin.elapsed();
+        outcome
     }
 
-    async fn converge(&self, plan: &Plan) -> Outcome {
-        converge(&self.kernel, &Plan::scope(&self.backend), &plan.host).await
+    /// Waits until the kernel tells that something about our devices or the underlay's changed, and a moment longer: a
+    /// look costs what there is on the host, and must not be all that this process does. May be dropped while it waits.
+    pub(super) async fn host_changed(&mut self) {
+        loop {
+            if let Some(noticed) = self.noticed {
+                tokio::time::sleep_until(noticed + (self.last_look * 4).clamp(GATHER, LONGEST_GATHER)).await;
+                return;
+            }
+            let Some(watch) = &mut self.watch else { return std::future::pending().await };
+            match watch.next().await {
+                Some(mut noticed) => {
+                    // The underlay's neighbours come and go all the time, and are nobody's business here.
+                    noticed.neighbours.remove(&self.underlay.device);
+                    if !noticed.is_empty() {
+                        tracing::debug!(?noticed, "the kernel told of changes");
+                        self.noticed = Some(Instant::now());
+                    }
+                }
+                None => {
+                    tracing::warn!("the kernel's notifications ended; looking at intervals");
+                    self.watch = None;
+                }
+            }
+        }
     }
 
     fn plan(&mut self) -> Plan {
-        let plan = self.backend.plan(&self.own, &self.leases);
+        let mut plan = self.backend.plan(&self.own, &self.leases);
+        if self.settings.blackhole {
+            plan.drop_strays(&self.own);
+        }
         for (subnet, why) in &plan.refused {
             if self.refused.get(subnet) != Some(why) {
                 tracing::warn!(%subnet, %why, "a lease is not used");
@@ -235,7 +285,9 @@ impl Node {
                 outcome.applied.len() - 3
             );
         }
-        let trouble = (!outcome.is_settled()).then(|| outcome.to_string());
+        // What follows from a device that cannot be made says less than why it cannot.
+        let of_outcome = || (!outcome.is_settled()).then(|| outcome.to_string());
+        let trouble = self.device_trouble.clone().or_else(of_outcome);
         if trouble == self.trouble {
             return;
         }
@@ -252,9 +304,9 @@ impl Node {
             return;
         }
         let env = SubnetEnv {
-            networks: self.backend.tunnels().iter().map(|tunnel| tunnel.network).collect(),
+            networks: self.backend.networks().collect(),
             subnets: self.own.subnet.nets().collect(),
-            mtu: self.backend.mtu().map_or(0, |mtu| mtu.get().into()),
+            mtu: self.backend.mtu().into(),
             ip_masq: self.settings.rules.masquerade,
         };
         match env.write(&self.settings.subnet_file) {
@@ -278,50 +330,15 @@ impl Node {
     }
 
     fn say_ready(&self) {
+        let devices: Vec<&str> = self.backend.tunnels().iter().map(|tunnel| tunnel.device.as_str()).collect();
         tracing::info!(
             subnet = %self.own.subnet,
-            backend = self.backend.tunnels().iter().map(|tunnel| tunnel.device.as_str()).collect::<Vec<_>>().join(" and "),
-            mtu = self.backend.mtu().map(OverlayMtu::get),
+            backend = %self.backend.method(),
+            device = (!devices.is_empty()).then(|| devices.join(" and ")),
+            mtu = self.backend.mtu(),
             peers = self.leases.len(),
             "flannel is ready"
         );
-    }
-
-    /// What an update says about our own lease.
-    pub(super) fn own_state(&self, update: &LeaseUpdate) -> OwnLease {
-        own_lease(&self.own, update)
-    }
-
-    /// Acts on it: takes over a new end, publishes again, or ends because the lease is lost.
-    pub(super) async fn heed(&mut self, store: &impl LeaseStore, own: OwnLease) -> anyhow::Result<()> {
-        match own {
-            OwnLease::Unchanged => Ok(()),
-            OwnLease::Moved(expires) => {
-                self.own.expires = expires;
-                Ok(())
-            }
-            OwnLease::Republish => {
-                tracing::warn!(subnet = %self.own.subnet, "our lease was deleted or overwritten; publishing it again");
-                self.renew(store).await
-            }
-            OwnLease::Lost(theirs) => match theirs.attrs.owner() {
-                Some(owner) => {
-                    let (subnet, theirs) = (self.own.subnet, theirs.subnet);
-                    Err(StoreError::Lost { subnet, owner, theirs }.into())
-                }
-                None => Ok(()),
-            },
-        }
-    }
-
-    /// Asks the store itself for our lease, and publishes it again if it is not what it should be. A store that cannot
-    /// be reached is the watch's to complain about.
-    pub(super) async fn check_own_lease(&mut self, store: &impl LeaseStore) -> anyhow::Result<()> {
-        let Some(owner) = self.own.attrs.owner() else { return Ok(()) };
-        let Ok(held) = store.held_by(owner).await else { return Ok(()) };
-        let snapshot = LeaseUpdate::Snapshot(held.into_iter().collect());
-        let own = self.own_state(&snapshot);
-        self.heed(store, own).await
     }
 
     /// Takes an update of the leases in.
@@ -345,25 +362,9 @@ impl Node {
         }
     }
 
-    /// The lease ends within the margin.
-    pub(super) fn renewal_is_due(&self, now: SystemTime) -> bool {
-        renewal_is_due(&self.own, self.settings.renew_margin, now)
-    }
-
-    /// Renews the lease. That it is lost is an error; that the store cannot be reached is said and tried again.
-    pub(super) async fn renew(&mut self, store: &impl LeaseStore) -> anyhow::Result<()> {
-        match store.renew(&self.network, &self.own).await {
-            Ok(lease) => {
-                tracing::info!(subnet = %lease.subnet, reservation = lease.expires.is_none(), "Lease renewed");
-                self.own = lease;
-                Ok(())
-            }
-            Err(lost @ StoreError::Lost { .. }) => Err(lost.into()),
-            Err(error) => {
-                tracing::warn!(%error, "cannot renew the lease, trying again");
-                Ok(())
-            }
-        }
+    /// Our lease, as the store has it.
+    pub(super) fn take_lease(&mut self, own: Lease) {
+        self.own.expires = own.expires;
     }
 
     /// Says what the engines told. An engine that ended is opened again: a deleted device is one more difference
@@ -394,31 +395,37 @@ impl Node {
         Ok(())
     }
 
+    /// Opens again what ended. What cannot be opened now is said once, and tried again at the next look.
     async fn reopen_engines(&mut self) -> anyhow::Result<()> {
         let mut opened = false;
+        let mut trouble = None;
         for carrier in &mut self.carriers {
-            if matches!(carrier.engine, State::Ended) {
-                let engine = open_engine(&self.settings, &self.kernel, &carrier.tunnel).await?;
-                carrier.engine = State::Open(engine);
-                opened = true;
-                self.changed = true;
-                tracing::info!(device = carrier.tunnel.device, "made the device again");
+            match carrier.reopen(&self.settings, &self.kernel, &self.backend).await {
+                Ok(true) => {
+                    opened = true;
+                    tracing::info!(device = carrier.tunnel.device, "made the device");
+                }
+                Ok(false) => {}
+                Err(error) => trouble = Some(format!("{error:#}")),
             }
         }
+        if let Some(why) = &trouble
+            && self.engine_trouble != trouble
+        {
+            tracing::warn!(%why, "pods' packets are not carried, trying again");
+        }
+        self.engine_trouble = trouble;
         if opened {
+            self.changed = true;
+            self.known = None;
             self.prepare_devices().await?;
         }
         Ok(())
     }
 
-    /// The underlay's interface is still there.
-    pub(super) fn has_underlay(&self) -> bool {
-        self.underlay_is_there
-    }
-
-    /// Its name.
-    pub(super) fn underlay_device(&self) -> &str {
-        &self.underlay.device
+    /// What carries the packets, and why.
+    pub fn choice(&self) -> &Choice {
+        &self.choice
     }
 
     /// Stops the engines; their devices and routes go with them. subnet.env and the lease stay.
