@@ -15,8 +15,10 @@
 //! | [`lease`], [`store`] | subnets, leases and their text forms; where leases are kept |
 //! | [`underlay`] | which interface and addresses carry the overlay |
 //! | [`backend`], [`plan`] | the whole difference between backends: pure functions from leases to wanted state |
+//! | [`masquerade`] | flannel's packet filter rules, as values and in both texts |
 //! | [`daemon`] | start, the loop, stop |
 //! | [`status`], [`operator`] | what a node says of itself; `flanneld status` and `flanneld peers` |
+//! | [`docker_opts`], [`install_conf`] | flannel's two helpers: Docker's options, a CNI configuration put in place |
 //! | [`demo`] | a cluster of daemons on this machine, and a race |
 //! | [`fuzzing`] | the bodies of the fuzz targets, as plain functions |
 #![forbid(unsafe_code)]
@@ -24,10 +26,14 @@
 pub mod backend;
 pub mod daemon;
 pub mod demo;
+pub mod docker_opts;
 pub mod flags;
 pub mod fuzzing;
+pub mod guard;
+pub mod install_conf;
 pub mod json;
 pub mod lease;
+pub mod masquerade;
 pub mod network;
 pub mod operator;
 pub mod plan;

@@ -29,10 +29,14 @@ pub struct NetworkConfig {
     pub v4: Option<Pool>,
     /// IPv6 pods, if `EnableIPv6` is true. One of the two is always there.
     pub v6: Option<Pool>,
+    /// Packet filter rules go to nftables, not to iptables (`EnableNFTables`).
+    pub nftables: bool,
     /// How packets travel.
     pub backend: BackendConfig,
     /// What the text asks for and does not get, each with its place and the reason.
     pub notices: Vec<Remark>,
+    /// The text that all this was read from, for a copy on disk.
+    pub text: Box<str>,
 }
 
 /// `Backend` with the options of its `Type`.
@@ -83,8 +87,23 @@ impl NetworkConfig {
         Self::parse(&bytes).map_err(|remark| ConfigError::Text { path: path.to_owned(), remark })
     }
 
+    /// Reads `path` where somebody else assigns the subnets: the keys about them are not looked at, as in flannel, and
+    /// a network of any size will do. Each pool is its whole network.
+    pub fn read_without_pools(path: &Path) -> Result<Self, ConfigError> {
+        let bytes = regular_file::read(path, LONGEST, Links::Follow)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse_with(&bytes, whole).map_err(|remark| ConfigError::Text { path: path.to_owned(), remark })
+    }
+
     /// Checks a text.
     pub fn parse(bytes: &[u8]) -> Result<Self, Remark> {
+        Self::parse_with(bytes, pool)
+    }
+
+    fn parse_with(
+        bytes: &[u8],
+        pool: fn(&Object<'_>, &FamilyKeys) -> Result<Pool, Remark>,
+    ) -> Result<Self, Remark> {
         let object = Node::parse(bytes)?.object("an object like {\"Network\": \"10.5.0.0/16\"}")?;
         let enabled = |key, default| object.get(key).map_or(Ok(default), |node| node.boolean());
         let v4 = match enabled("EnableIPv4", true)? {
@@ -100,18 +119,20 @@ impl NetworkConfig {
             return Err(Remark { at: object.position(), text });
         }
         let mut notices = object.unknown_keys(TOP_LEVEL_KEYS, "the network configuration");
-        if let Some(node) = object.get("EnableNFTables")
-            && node.boolean()?
-        {
-            let text = "EnableNFTables is ignored: this version installs no packet filter rules".to_owned();
-            notices.push(Remark { at: node.position(), text });
-        }
+        let nftables = enabled("EnableNFTables", false)?;
         let backend = match object.get("Backend") {
             Some(node) => backend(&node, &mut notices)?,
             None => BackendConfig::Udp { port: UDP_PORT },
         };
         notices.sort_by_key(|notice| notice.at);
-        Ok(Self { v4, v6, backend, notices })
+        let text = String::from_utf8_lossy(bytes).into();
+        Ok(Self { v4, v6, nftables, backend, notices, text })
+    }
+
+    /// Both ask for the same network, whatever the texts look like.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let other = Self { notices: self.notices.clone(), text: self.text.clone(), ..other.clone() };
+        *self == other
     }
 
     /// The pools there are, IPv4 first.
@@ -182,11 +203,19 @@ const IPV6: FamilyKeys = FamilyKeys {
     limits: pool::Limits { longest_network: 124, longest_subnet: 126, usual_subnet: 64 },
 };
 
-fn pool(object: &Object<'_>, keys: &FamilyKeys) -> Result<Pool, Remark> {
+fn network<'a>(object: &Object<'a>, keys: &FamilyKeys) -> Result<(IpNet, Node<'a>), Remark> {
     let Some(node) = object.get(keys.network) else {
         return Err(object.missing(keys.network, keys.expected_network, TOP_LEVEL_KEYS));
     };
-    let network = (keys.parse_network)(&node, keys.expected_network)?;
+    Ok(((keys.parse_network)(&node, keys.expected_network)?, node))
+}
+
+fn whole(object: &Object<'_>, keys: &FamilyKeys) -> Result<Pool, Remark> {
+    network(object, keys).map(|(network, _)| Pool::whole(network))
+}
+
+fn pool(object: &Object<'_>, keys: &FamilyKeys) -> Result<Pool, Remark> {
+    let (network, node) = network(object, keys)?;
     let length_node = object.get(keys.length);
     let length = match &length_node {
         Some(node) => node.integer(0, keys.bits)? as u8,
@@ -355,6 +384,20 @@ mod tests {
     #[test]
     fn host_bits_of_the_network_are_dropped() {
         assert_eq!(v4(r#"{"Network": "10.3.7.9/16"}"#).network().to_string(), "10.3.0.0/16");
+    }
+
+    #[test]
+    fn where_others_assign_subnets_any_network_will_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("net-conf.json");
+        std::fs::write(&path, r#"{"Network": "10.244.7.3/29", "SubnetLen": 31, "SubnetMin": "10.3.0.0"}"#)
+            .unwrap();
+        let config = NetworkConfig::read_without_pools(&path).unwrap();
+        let pool = config.v4.unwrap();
+        assert_eq!((pool.network().to_string().as_str(), pool.count()), ("10.244.7.0/29", 1));
+        std::fs::write(&path, r#"{"Network": "fd00::/64"}"#).unwrap();
+        let error = NetworkConfig::read_without_pools(&path).unwrap_err().to_string();
+        assert!(error.contains("1:13: expected an IPv4 network"), "{error}");
     }
 
     #[test]

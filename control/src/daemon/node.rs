@@ -1,7 +1,6 @@
 //! The running node: its lease, the leases of the others, its engines, and the host it keeps in shape.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use dataplane::{Engine, EngineEvent, EngineHandle};
@@ -11,17 +10,17 @@ use hostnet::reconcile::{Outcome, converge};
 use hostnet::subnet_env::SubnetEnv;
 use hostnet::sysctl;
 
-use super::own_lease::{OwnLease, own_lease, renewal_is_due};
+use super::rules::Rules;
 use super::start::open_engine;
 use crate::backend::{Backend, Tunnel};
 use crate::lease::{Lease, LeaseChange, LeaseSet, LeaseUpdate, Subnet};
 use crate::network::NetworkConfig;
 use crate::plan::{Peers, Plan, Refusal};
 use crate::settings::Settings;
-use crate::store::{LeaseStore, StoreError};
 use crate::underlay::Underlay;
 
 mod status;
+mod underlay;
 
 use status::Tally;
 
@@ -37,7 +36,6 @@ pub struct Node {
     /// `None` when the kernel's notifications ended; the tick remains.
     watch: Option<Watch>,
     underlay: Underlay,
-    underlay_is_there: bool,
     backend: Backend,
     own: Lease,
     leases: LeaseSet,
@@ -49,6 +47,10 @@ pub struct Node {
     changed: bool,
     env_trouble: Option<String>,
     env_is_written: bool,
+    /// Packet filter rules; `None` before they were put in place for the first time.
+    rules: Option<Rules>,
+    /// Why an engine that ended cannot be opened again, which has been said.
+    engine_trouble: Option<String>,
     tally: Tally,
 }
 
@@ -107,7 +109,6 @@ impl Node {
             kernel,
             watch: Some(watch),
             underlay,
-            underlay_is_there: true,
             backend,
             own,
             leases,
@@ -117,6 +118,8 @@ impl Node {
             changed: true,
             env_trouble: None,
             env_is_written: false,
+            rules: None,
+            engine_trouble: None,
             tally: Tally::default(),
         }
     }
@@ -135,8 +138,15 @@ impl Node {
         self.provide_peers(&plan)?;
         self.tally.note(&outcome, true);
         self.tally_peers();
+        // Before subnet.env: pods that come find their packets masqueraded.
+        self.rules = Some(Rules::start(self.settings.rules, &self.network, &self.own.subnet).await);
         self.write_subnet_env();
         Ok(())
+    }
+
+    /// What keeps packet filter rules from being in place.
+    pub fn rules_trouble(&self) -> Option<String> {
+        self.rules.as_ref().and_then(Rules::trouble)
     }
 
     /// Settings of the devices that are wanted before they are up: the kernel sizes the ring then, and makes IPv6
@@ -176,13 +186,10 @@ impl Node {
         self.tally.note(&outcome, self.changed);
         self.tally_peers();
         self.changed = false;
-        self.write_subnet_env();
-        match self.kernel.links().await {
-            Ok(links) => {
-                self.underlay_is_there = links.iter().any(|link| link.index == self.underlay.index);
-            }
-            Err(error) => tracing::debug!(%error, "cannot look for the underlay's interface"),
+        if let Some(rules) = &self.rules {
+            rules.follow(&self.own.subnet);
         }
+        self.write_subnet_env();
         Ok(())
     }
 
@@ -297,43 +304,6 @@ impl Node {
         );
     }
 
-    /// What an update says about our own lease.
-    pub(super) fn own_state(&self, update: &LeaseUpdate) -> OwnLease {
-        own_lease(&self.own, update)
-    }
-
-    /// Acts on it: takes over a new end, publishes again, or ends because the lease is lost.
-    pub(super) async fn heed(&mut self, store: &impl LeaseStore, own: OwnLease) -> anyhow::Result<()> {
-        match own {
-            OwnLease::Unchanged => Ok(()),
-            OwnLease::Moved(expires) => {
-                self.own.expires = expires;
-                Ok(())
-            }
-            OwnLease::Republish => {
-                tracing::warn!(subnet = %self.own.subnet, "our lease was deleted or overwritten; publishing it again");
-                self.renew(store).await
-            }
-            OwnLease::Lost(theirs) => match theirs.attrs.owner() {
-                Some(owner) => {
-                    let (subnet, theirs) = (self.own.subnet, theirs.subnet);
-                    Err(StoreError::Lost { subnet, owner, theirs }.into())
-                }
-                None => Ok(()),
-            },
-        }
-    }
-
-    /// Asks the store itself for our lease, and publishes it again if it is not what it should be. A store that cannot
-    /// be reached is the watch's to complain about.
-    pub(super) async fn check_own_lease(&mut self, store: &impl LeaseStore) -> anyhow::Result<()> {
-        let Some(owner) = self.own.attrs.owner() else { return Ok(()) };
-        let Ok(held) = store.held_by(owner).await else { return Ok(()) };
-        let snapshot = LeaseUpdate::Snapshot(held.into_iter().collect());
-        let own = self.own_state(&snapshot);
-        self.heed(store, own).await
-    }
-
     /// Takes an update of the leases in.
     pub(super) fn apply(&mut self, update: LeaseUpdate) {
         for change in self.leases.apply(update) {
@@ -355,25 +325,9 @@ impl Node {
         }
     }
 
-    /// The lease ends within the margin.
-    pub(super) fn renewal_is_due(&self, now: SystemTime) -> bool {
-        renewal_is_due(&self.own, self.settings.renew_margin, now)
-    }
-
-    /// Renews the lease. That it is lost is an error; that the store cannot be reached is said and tried again.
-    pub(super) async fn renew(&mut self, store: &impl LeaseStore) -> anyhow::Result<()> {
-        match store.renew(&self.network, &self.own).await {
-            Ok(lease) => {
-                tracing::info!(subnet = %lease.subnet, reservation = lease.expires.is_none(), "Lease renewed");
-                self.own = lease;
-                Ok(())
-            }
-            Err(lost @ StoreError::Lost { .. }) => Err(lost.into()),
-            Err(error) => {
-                tracing::warn!(%error, "cannot renew the lease, trying again");
-                Ok(())
-            }
-        }
+    /// Our lease, as the store has it.
+    pub(super) fn take_lease(&mut self, own: Lease) {
+        self.own.expires = own.expires;
     }
 
     /// Says what the engines told. An engine that ended is opened again: a deleted device is one more difference
@@ -404,31 +358,33 @@ impl Node {
         Ok(())
     }
 
+    /// Opens again what ended. What cannot be opened now is said once, and tried again at the next look.
     async fn reopen_engines(&mut self) -> anyhow::Result<()> {
         let mut opened = false;
+        let mut trouble = None;
         for carrier in &mut self.carriers {
             if matches!(carrier.engine, State::Ended) {
-                let engine = open_engine(&self.settings, &self.kernel, &carrier.tunnel).await?;
-                carrier.engine = State::Open(engine);
-                opened = true;
-                self.changed = true;
-                tracing::info!(device = carrier.tunnel.device, "made the device again");
+                match open_engine(&self.settings, &self.kernel, &carrier.tunnel).await {
+                    Ok(engine) => {
+                        carrier.engine = State::Open(engine);
+                        opened = true;
+                        self.changed = true;
+                        tracing::info!(device = carrier.tunnel.device, "made the device again");
+                    }
+                    Err(error) => trouble = Some(format!("{error:#}")),
+                }
             }
         }
+        if let Some(why) = &trouble
+            && self.engine_trouble != trouble
+        {
+            tracing::warn!(%why, "pods' packets are not carried, trying again");
+        }
+        self.engine_trouble = trouble;
         if opened {
             self.prepare_devices().await?;
         }
         Ok(())
-    }
-
-    /// The underlay's interface is still there.
-    pub(super) fn has_underlay(&self) -> bool {
-        self.underlay_is_there
-    }
-
-    /// Its name.
-    pub(super) fn underlay_device(&self) -> &str {
-        &self.underlay.device
     }
 
     /// Stops the engines; their devices and routes go with them. subnet.env and the lease stay.

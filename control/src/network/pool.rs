@@ -86,6 +86,12 @@ impl Pool {
         Ok(Self { network, first, last })
     }
 
+    /// One subnet, the whole network: where somebody else divides it.
+    pub(super) fn whole(network: IpNet) -> Self {
+        let network = network.trunc();
+        Self { network, first: network, last: network }
+    }
+
     /// The whole cluster's network.
     pub fn network(&self) -> IpNet {
         self.network

@@ -9,16 +9,14 @@ use std::time::SystemTime;
 use dataplane_core::{Counters, Family, OverlayMtu};
 use hostnet::change::Change;
 use hostnet::reconcile::Outcome;
-use tokio::time::Instant;
 
 use super::{Carrier, Node, State};
 use crate::lease::{BackendData, Lease};
 use crate::status::{
     API_VERSION, BackendStatus, DeviceStatus, FileStatus, Identity, LeaseStatus, Name, NodeStatus,
-    PeerCounts, PeerStatus, Reading, ReconcileStatus, RulesStatus, STALE_AFTER, State as Shown, StoreStatus,
-    Traffic, UnderlayStatus, seconds,
+    PeerCounts, PeerStatus, Reading, ReconcileStatus, RulesStatus, State as Shown, StoreStatus, Traffic,
+    UnderlayStatus, seconds,
 };
-use crate::store::Contact;
 
 /// The kinds of things that are put right, as metrics and JSON name them.
 const REPAIRS: [&str; 5] = ["link", "address", "route", "neighbour", "fdb"];
@@ -75,7 +73,12 @@ impl Node {
     }
 
     /// What there is to say, as of this moment.
-    pub(in crate::daemon) fn reading(&self, identity: Identity, store: StoreStatus) -> Reading {
+    pub(in crate::daemon) fn reading(
+        &self,
+        identity: Identity,
+        store: StoreStatus,
+        underlay_trouble: Option<&str>,
+    ) -> Reading {
         let mut node = NodeStatus {
             api_version: Cow::Borrowed(API_VERSION),
             state: Shown::NotReady,
@@ -92,7 +95,7 @@ impl Node {
                 expires: self.own.expires.map(seconds),
             }),
             mtu: self.backend.mtu().map(OverlayMtu::get),
-            underlay: Some(self.underlay_status()),
+            underlay: Some(self.underlay_status(underlay_trouble)),
             peers: PeerCounts {
                 used: self.leases.len().saturating_sub(self.refused.len()),
                 refused: self.refused.len(),
@@ -102,7 +105,7 @@ impl Node {
                 repairs: self.tally.repairs.clone(),
                 trouble: self.trouble.clone(),
             },
-            rules: RulesStatus::default(),
+            rules: RulesStatus { trouble: self.rules_trouble(), guard_drops: None },
             subnet_file: FileStatus {
                 path: self.settings.subnet_file.clone(),
                 written: self.env_is_written,
@@ -122,14 +125,14 @@ impl Node {
         }
     }
 
-    fn underlay_status(&self) -> UnderlayStatus {
+    fn underlay_status(&self, trouble: Option<&str>) -> UnderlayStatus {
         let ends =
             [self.underlay.v4.map(|end| end.local.into()), self.underlay.v6.map(|end| end.local.into())];
         UnderlayStatus {
             device: self.underlay.device.clone(),
             mtu: self.underlay.mtu.0.into(),
             addresses: ends.into_iter().flatten().collect(),
-            present: self.underlay_is_there,
+            trouble: trouble.map(str::to_owned),
         }
     }
 
@@ -149,22 +152,6 @@ impl Node {
             via: refused.is_none().then_some(Cow::Borrowed("engine")),
             refused,
             expires: lease.expires.map(seconds),
-        }
-    }
-}
-
-impl StoreStatus {
-    /// From how the store was last met.
-    pub(in crate::daemon) fn met(name: &str, contact: Contact) -> Self {
-        let silence = contact.last.map(|last| Instant::now().saturating_duration_since(last));
-        let now = SystemTime::now();
-        let last_heard = silence.and_then(|silence| now.checked_sub(silence)).map(seconds);
-        let stale = contact.trouble.is_some() || silence.is_some_and(|silence| silence > STALE_AFTER);
-        Self {
-            name: name.to_owned(),
-            last_heard,
-            stale_since: stale.then(|| last_heard.unwrap_or_else(|| seconds(now))),
-            trouble: contact.trouble,
         }
     }
 }
