@@ -637,7 +637,7 @@ fn packets_for_absent_pods_of_this_node_are_dropped_where_that_is_wanted(scene: 
     let subnet = *daemon.ready()?.subnets.first().context("a subnet")?;
     let blackhole = |kernel: Kernel| async move {
         let found = kernel.all_routes().await?.into_iter().find(|route| route.kind == RouteKind::Blackhole);
-        Ok(found.map(|route| (kernel, route)))
+        anyhow::Ok(found.map(|route| (kernel, route)))
     };
     let dest = netlink::inside(node.namespace(), async |kernel: Kernel| {
         let (kernel, route) = blackhole(kernel).await?.context("a blackhole route")?;
