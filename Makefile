@@ -1,5 +1,8 @@
 # Each target is one line that a person could type. `make demo` is the place to start.
-.PHONY: demo test bench overload fuzz corpus micro instructions accept-instructions check tools
+.PHONY: demo test bench overload fuzz corpus micro instructions accept-instructions check static image tools
+
+# What `make image` calls its image.
+IMAGE ?= flannel-rs:v0.1.0
 
 demo: tools   ## three nodes on this machine, and a race between the ways to carry packets
 	cargo run --release --quiet -p control --bin flanneld -- demo
@@ -30,6 +33,12 @@ fuzz: tools   ## every fuzz target for SECONDS each (default 60); needs a nightl
 
 check: tools  ## everything that CI checks
 	.ci/run
+
+static:       ## flanneld without a shared library (musl), for TARGET (default: this machine's CPU)
+	@.ci/static
+
+image:        ## the container image, named IMAGE, by docker or podman
+	$(or $(shell command -v docker || command -v podman),docker) build -f deploy/Dockerfile -t $(IMAGE) .
 
 tools:        ## installs what a machine with only the Rust toolchain lacks
 	@.ci/tools

@@ -231,7 +231,11 @@ fn remarks(network: &NetworkConfig, method: Method, wish: Wish) -> Vec<String> {
         }
     }
     if matches!(method, Method::HostGw | Method::Alloc) && wish.engine == EngineChoice::Always {
-        remarks.push(format!("{} is ignored: {} has no use for an engine", wish.text(), network.backend.name()));
+        remarks.push(format!(
+            "{} is ignored: {} has no use for an engine",
+            wish.text(),
+            network.backend.name()
+        ));
     }
     remarks
 }
@@ -300,7 +304,10 @@ mod tests {
         assert!(text.starts_with("1. vxlan in the kernel: passed over, this kernel has no VXLAN"), "{text}");
         assert!(text.contains("2. vxlan by the engine: chosen, "), "{text}");
         let text = chosen(VXLAN, None, &refused(Errno::EPERM));
-        assert!(text.contains("passed over, this process may not make devices: it needs CAP_NET_ADMIN"), "{text}");
+        assert!(
+            text.contains("passed over, this process may not make devices: it needs CAP_NET_ADMIN"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -339,7 +346,10 @@ mod tests {
     fn udp_without_the_engine_is_an_error_that_names_the_others() {
         let network = network(r#""Type": "udp", "Engine": "never""#);
         let error = choose(&network, Wish::of(None, &network), &possible()).unwrap_err().to_string();
-        assert!(error.contains("Leave Backend.Engine=never out, or let the network have backend vxlan"), "{error}");
+        assert!(
+            error.contains("Leave Backend.Engine=never out, or let the network have backend vxlan"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,127 +1,152 @@
 //! The daemon: start, the one loop, stop.
 //!
 //! ```text
-//! start   store ─ network ─ interface ─ MAC ─ engines ─ lease ─ first snapshot ─ reconcile ─ run engines ─ subnet.env
-//! loop    lease update │ tick │ link notification │ renewal due │ signal
+//! start   store or cache ─ network ─ interface ─ MAC ─ engines ─ lease ─ reconcile ─ run engines ─ subnet.env
+//! loop    store: join │ watch │ renew │ publish          (store_link)
+//!         host:  leases │ tick │ link notification │ SIGHUP   (keep)
 //! stop    engines end, their devices go with them; subnet.env stays for the next start
 //! ```
 //!
 //! subnet.env is written when the device is up and the routes of every known peer are there, so whoever waits for the
 //! file finds a network that works. (flannel writes it first and programs peers afterwards.)
+//!
+//! The last known network outlives its store: a store that is not there costs no packet, at the start or later.
 
-use std::time::Duration;
-
-use anyhow::{Context, bail};
+use anyhow::Context;
 use nix::unistd::{Pid, getppid};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::settings::{Settings, StoreChoice};
-use crate::store::{Clock, FileStore, LeaseStore, LeaseWatch, SystemClock};
+use crate::store::{Contact, FileStore, KubeStore, LeaseStore, StoreError, SystemClock};
 
+mod cache;
 mod carrier;
 mod earlier;
 mod explain;
+mod follow_underlay;
+mod hold_back;
+mod keep;
 mod node;
 mod own_lease;
+mod retry;
+mod rules;
 mod start;
+mod store_link;
+mod supervisor;
 
 pub use explain::explain;
 pub use node::Node;
 
-/// How often to look at the engines' events, the clock and the parent.
-const LOOK: Duration = Duration::from_secs(1);
-/// How often to read back the whole host, whether or not anything was told: with [`LOOK`] on top, what was changed by
-/// hand is put right within 5 seconds.
-const RESYNC: Duration = Duration::from_secs(4);
-/// How often to ask the store for our own lease: a watch keeps what was known of an entry that somebody spoiled.
-const OWN_LEASE_CHECK: Duration = Duration::from_secs(30);
+#[cfg(not(feature = "etcd"))]
+const WITHOUT_ETCD: &str = "this flanneld is built without etcd: choose --kube-subnet-mgr or --file-subnet-mgr DIR, or \
+                            take one that is built with the cargo feature `etcd`";
+/// How many pieces of news may wait for the host's half.
+const NEWS: usize = 64;
 
 /// Runs the node until a signal; an error is what to tell the operator.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     match &settings.store {
         StoreChoice::File { dir } => {
-            run_with(settings, &FileStore::open(dir, &settings.net_config_path, SystemClock)?).await
+            run_with(settings, async || FileStore::open(dir, &settings.net_config_path, SystemClock)).await
         }
-        StoreChoice::Kube(_) => bail!("this build has no Kubernetes store"),
-        StoreChoice::Etcd(_) => bail!("this build has no etcd store"),
+        StoreChoice::Kube(kube) => {
+            // What is wrong with the flags is an error at once; nothing is asked of the API yet.
+            KubeStore::open(kube, &settings.net_config_path)?;
+            run_with(settings, async || KubeStore::open(kube, &settings.net_config_path)).await
+        }
+        #[cfg(feature = "etcd")]
+        StoreChoice::Etcd(etcd) => {
+            crate::store::EtcdStore::open(etcd)?;
+            run_with(settings, async || crate::store::EtcdStore::open(etcd)).await
+        }
+        #[cfg(not(feature = "etcd"))]
+        StoreChoice::Etcd(_) => anyhow::bail!(WITHOUT_ETCD),
     }
 }
 
-async fn run_with(settings: &Settings, store: &impl LeaseStore) -> anyhow::Result<()> {
+/// Runs the node over the store that `open` opens, now or when it is there.
+async fn run_with<S: LeaseStore>(
+    settings: &Settings,
+    open: impl AsyncFn() -> Result<S, StoreError>,
+) -> anyhow::Result<()> {
     let parent = getppid();
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
-    tracing::info!("Created subnet manager: {}", store.name());
-    let mut node = tokio::select! {
-        node = start::start(settings, store) => node?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+    let mut hangup = signal(SignalKind::hangup()).context("catch SIGHUP")?;
+    let outcome = loop {
+        let mut started = tokio::select! {
+            started = start::start(settings, &open) => started?,
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+        };
+        let outcome = tokio::select! {
+            outcome = live(settings, parent, &open, &mut started, &mut hangup) => outcome,
+            _ = terminate.recv() => Ok(Ending::Stop),
+            _ = interrupt.recv() => Ok(Ending::Stop),
+        };
+        started.node.stop();
+        match outcome {
+            Ok(Ending::Again) => {}
+            Ok(Ending::Stop) => break Ok(()),
+            Err(error) => break Err(error),
+        }
     };
-    let outcome = tokio::select! {
-        outcome = keep(settings, parent, store, &mut node) => outcome,
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-    };
-    node.stop();
+    supervisor::stopping();
     outcome
 }
 
-/// The loop. Ends only with an error, or when the parent ended and that was asked for.
-async fn keep(
+/// How a node's life ended without an error.
+enum Ending {
+    /// The process is to end.
+    Stop,
+    /// It stands on a network that is not the store's any more.
+    Again,
+}
+
+/// The two halves side by side, until one ends.
+async fn live<S: LeaseStore>(
     settings: &Settings,
     parent: Pid,
-    store: &impl LeaseStore,
-    node: &mut Node,
-) -> anyhow::Result<()> {
-    let mut watch = store.watch().await?;
-    let mut look = tokio::time::interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut resync = Instant::now() + RESYNC;
-    let mut renewal_after = Instant::now();
-    let mut own_check = Instant::now() + OWN_LEASE_CHECK;
-    loop {
-        tokio::select! {
-            update = watch.next() => {
-                let own = node.own_state(&update);
-                node.apply(update);
-                node.heed(store, own).await?;
-                node.reconcile().await?;
+    open: &impl AsyncFn() -> Result<S, StoreError>,
+    started: &mut start::Started<S>,
+    hangup: &mut Signal,
+) -> anyhow::Result<Ending> {
+    let (news, told) = mpsc::channel(NEWS);
+    let (errands, asked) = mpsc::unbounded_channel();
+    let (contact, seen) = watch::channel(Contact::default());
+    let node = &mut started.node;
+    let link = store_link::StoreLink::new(
+        settings,
+        node.network().clone(),
+        started.published.clone(),
+        node.own().attrs.clone(),
+        (news, asked, contact),
+    );
+    let keeper = keep::Keeper {
+        settings,
+        node,
+        hold: started.hold.clone(),
+        view: started.view.clone(),
+        stale: started.stale,
+        cache: settings.lease_cache.as_deref().map(|path| cache::Cache::new(path, &settings.store)),
+        errands,
+        contact: seen,
+        anywhere: None,
+        underlay_trouble: retry::Saying::default(),
+        to_remember: true,
+        remembered: Instant::now(),
+        ready: false,
+    };
+    tokio::select! {
+        ended = link.run(open, started.begun.take()) => match ended {
+            store_link::Ended::Lost(lost) => Err(lost.into()),
+            store_link::Ended::OtherNetwork => {
+                tracing::warn!("the store has another network configuration than the last run's: starting again with it");
+                Ok(Ending::Again)
             }
-            () = node.host_changed() => {
-                node.heed_engines().await?;
-                node.reconcile().await?;
-            }
-            _ = look.tick() => {
-                // A thread of the parent may start us and end, so the kernel's own death signal would come too early.
-                if settings.exit_with_parent && getppid() != parent {
-                    tracing::info!("the parent process ended");
-                    return Ok(());
-                }
-                node.heed_engines().await?;
-                if Instant::now() >= resync {
-                    node.reconcile().await?;
-                    // A look at the whole host needs memory for every route of it, for a moment.
-                    dataplane::give_back_memory();
-                    resync = Instant::now() + RESYNC;
-                }
-                if Instant::now() >= own_check {
-                    node.check_own_lease(store).await?;
-                    own_check = Instant::now() + OWN_LEASE_CHECK;
-                }
-                if node.renewal_is_due(SystemClock.now()) && Instant::now() >= renewal_after {
-                    // flannel tries again every minute and never gives up; neither do we, until somebody else has it.
-                    renewal_after = Instant::now() + Duration::from_secs(60);
-                    node.renew(store).await?;
-                }
-            }
-        }
-        if !node.has_underlay() {
-            bail!(
-                "interface {} is gone, and with it the addresses that peers send to. Bring it back, or name another \
-                 with --iface; then start again",
-                node.underlay_device()
-            );
-        }
+        },
+        outcome = keeper.run(parent, told, hangup) => outcome.map(|()| Ending::Stop),
     }
 }

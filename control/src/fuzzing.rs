@@ -4,8 +4,18 @@
 
 use hostnet::subnet_env::{Previous, SubnetEnv};
 
+#[cfg(feature = "etcd")]
+use {
+    crate::lease::LeaseUpdate,
+    crate::store::etcd::{entry::Pair, keys::Keys, known::Known},
+    std::collections::BTreeMap,
+    std::time::{Duration, UNIX_EPOCH},
+};
+
 use crate::flags::RawFlags;
+use crate::guard::read_listing;
 use crate::lease::{parse_value, print_value};
+use crate::masquerade::every_chain;
 use crate::network::NetworkConfig;
 use crate::settings::Settings;
 
@@ -34,6 +44,38 @@ pub fn lease_file(data: &[u8]) {
     assert_eq!(parse_value(text.as_bytes()).as_ref(), Ok(&(attrs, expires)), "{text}");
 }
 
+/// What etcd tells of the leases, a line an event: `NAME VALUE` was written, `NAME` was deleted. A value that is no lease
+/// removes nobody, and events lead to what a list says.
+#[cfg(feature = "etcd")]
+pub fn etcd_leases(data: &[u8]) {
+    let keys = Keys::new("/coreos.com/network");
+    let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let mut known = Known::new(keys.clone());
+    let mut model = BTreeMap::new();
+    for (modified, line) in (1..).zip(data.split(|byte| *byte == b'\n')) {
+        let mut parts = line.splitn(2, |byte| *byte == b' ');
+        let key = [keys.leases().as_bytes(), parts.next().unwrap_or_default()].concat();
+        let Some(value) = parts.next() else {
+            let told = known.deleted(&key);
+            assert_eq!(told, keys.subnet(&key).map(LeaseUpdate::Remove));
+            model.remove(&key);
+            continue;
+        };
+        let pair = Pair { key: key.clone(), value: value.to_vec(), etcd_lease: 0, modified };
+        let before = known.snapshot();
+        match known.put(&pair, now) {
+            Some(LeaseUpdate::Upsert(lease)) => {
+                assert_eq!(keys.lease(&lease.subnet).into_bytes(), key, "one lease has one key");
+                model.insert(key, pair);
+            }
+            Some(update) => panic!("{update:?}"),
+            None => assert_eq!(known.snapshot(), before),
+        }
+    }
+    let pairs: Vec<_> = model.into_values().collect();
+    assert_eq!(Known::new(keys).list(&pairs, now), known.snapshot());
+}
+
 /// `subnet.env`: what is accepted survives print and parse; the lenient reader takes anything.
 pub fn subnet_env(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
@@ -41,6 +83,30 @@ pub fn subnet_env(data: &[u8]) {
     assert!(previous.subnets.len() <= 2 && previous.networks.len() <= 2);
     let Ok(env) = SubnetEnv::parse(&text) else { return };
     assert_eq!(SubnetEnv::parse(&env.to_string()).as_ref(), Ok(&env), "{env}");
+}
+
+/// What `iptables -S` and `nft -j` print: whatever it is, its repair is the same chain, made again.
+pub fn rule_listing(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    read_listing(&text);
+    for chain in every_chain() {
+        let seen = chain.seen(Some(&text), &text);
+        let repair = chain.repair(&seen);
+        assert!(repair.starts_with(&format!("*{}\n:{} - [0:0]\n", chain.table, chain.name)), "{repair}");
+        assert!(repair.ends_with("COMMIT\n"), "{repair}");
+        let deleted = repair.lines().filter(|line| line.starts_with("-D ")).count();
+        assert!(deleted == 0 || deleted == seen.jumps.len(), "{repair}");
+        assert_eq!(
+            repair.lines().count(),
+            3 + deleted + usize::from(seen.jumps != [chain.jump.clone()]),
+            "{repair}"
+        );
+    }
+}
+
+/// A Node of the Kubernetes API, and an annotation prefix: what is a lease survives being published again.
+pub fn annotations(data: &[u8]) {
+    crate::store::kube::fuzz_node(data);
 }
 
 /// The command line, one word a line; lines that begin with `FLANNELD_` are variables.
@@ -67,8 +133,43 @@ mod tests {
         fn no_bytes_break_a_promise(data in proptest::collection::vec(any::<u8>(), 0..300)) {
             net_conf(&data);
             lease_file(&data);
+            #[cfg(feature = "etcd")]
+            etcd_leases(&data);
             subnet_env(&data);
+            rule_listing(&data);
             flags(&data);
+            annotations(&data);
+        }
+
+        #[test]
+        fn no_annotations_break_a_promise(
+            kind in "|vxlan|host-gw|[a-z]{0,3}",
+            data in "null|[{]\"VNI\":[0-9]{1,9},\"VtepMAC\":\"0a:00:00:00:00:0[0-9a-fA-F]\"[}]|.{0,20}",
+            six in "null|[{]\"VtepMAC\":\"0a:00:00:00:00:0[0-9a-fA-F]\"[}]|.{0,8}",
+            ip in "192\\.0\\.2\\.[0-9]{1,3}|0.0.0.0||.{0,8}",
+            ip6 in "2001:db8::[0-9a-f]{0,5}|::|.{0,8}",
+            cidrs in proptest::collection::vec("10\\.[0-9]{1,3}\\.0\\.0/[0-9]{1,2}|fd00:[0-9a-f]{1,4}::/[0-9]{1,3}|.{0,4}", 0..4),
+        ) {
+            let node = serde_json::json!({
+                "metadata": {"name": "n", "annotations": {
+                    "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+                    "flannel.alpha.coreos.com/backend-type": kind,
+                    "flannel.alpha.coreos.com/backend-data": data,
+                    "flannel.alpha.coreos.com/backend-v6-data": six,
+                    "flannel.alpha.coreos.com/public-ip": ip,
+                    "flannel.alpha.coreos.com/public-ipv6": ip6,
+                }},
+                "spec": {"podCIDRs": cidrs},
+            });
+            annotations(node.to_string().as_bytes());
+        }
+
+        #[test]
+        #[cfg(feature = "etcd")]
+        fn no_history_breaks_a_promise(
+            data in "((10[.]5[.][0-3][.]0-(24|16)(&fd00::-64)?|x)( [{]\"PublicIP\":\"192[.]0[.]2[.][1-3]\"[}]?)?\n){0,20}",
+        ) {
+            etcd_leases(data.as_bytes());
         }
 
         #[test]
@@ -77,8 +178,11 @@ mod tests {
         ) {
             net_conf(data.as_bytes());
             lease_file(data.as_bytes());
+            #[cfg(feature = "etcd")]
+            etcd_leases(data.as_bytes());
             subnet_env(data.as_bytes());
             flags(data.as_bytes());
+            annotations(data.as_bytes());
         }
     }
 }

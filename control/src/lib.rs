@@ -16,7 +16,9 @@
 //! | [`underlay`] | which interface and addresses carry the overlay |
 //! | [`choose`] | what carries a backend's packets here, and why |
 //! | [`backend`], [`plan`] | the whole difference between backends: pure functions from leases to wanted state |
+//! | [`masquerade`] | flannel's packet filter rules, as values and in both texts |
 //! | [`daemon`] | start, the loop, stop |
+//! | [`docker_opts`], [`install_conf`] | flannel's two helpers: Docker's options, a CNI configuration put in place |
 //! | [`demo`] | a cluster of daemons on this machine, and a race |
 //! | [`fuzzing`] | the bodies of the fuzz targets, as plain functions |
 #![forbid(unsafe_code)]
@@ -25,10 +27,14 @@ pub mod backend;
 pub mod choose;
 pub mod daemon;
 pub mod demo;
+pub mod docker_opts;
 pub mod flags;
 pub mod fuzzing;
+pub mod guard;
+pub mod install_conf;
 pub mod json;
 pub mod lease;
+pub mod masquerade;
 pub mod network;
 pub mod plan;
 pub mod settings;

@@ -1,11 +1,16 @@
-//! `flanneld`: parse → settle → build → run; and the subcommands `demo` and `explain`.
+//! `flanneld`: parse → settle → build → run; and the subcommands. Called by the name of one of flannel's other programs,
+//! it is that program: the image has links of those names.
 
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use control::daemon;
 use control::demo;
+use control::docker_opts;
 use control::flags::{Help, RawFlags};
+use control::install_conf;
 use control::settings::{LogFormat, LogSettings, Settings};
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
@@ -21,8 +26,16 @@ fn main() -> ExitCode {
         Ok(words) => words,
         Err(word) => return refuse(&format!("{} is not UTF-8", word.display())),
     };
+    let called = std::env::args_os().next().unwrap_or_default();
+    match Path::new(&called).file_name().and_then(OsStr::to_str) {
+        Some("mk-docker-opts" | "mk-docker-opts.sh") => return docker_opts::main(&words),
+        Some("install-conf") => return install_conf::main(&words),
+        _ => {}
+    }
     match words.first().map(String::as_str) {
         Some("demo") => demo::main(words.into_iter().skip(1).collect()),
+        Some("mk-docker-opts") => docker_opts::main(&words[1..]),
+        Some("install-conf") => install_conf::main(&words[1..]),
         Some("explain") => run_daemon(words.into_iter().skip(1).collect(), Task::Explain),
         _ => run_daemon(words, Task::Run),
     }

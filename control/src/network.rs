@@ -30,6 +30,8 @@ pub struct NetworkConfig {
     pub v4: Option<Pool>,
     /// IPv6 pods, if `EnableIPv6` is true. One of the two is always there.
     pub v6: Option<Pool>,
+    /// Packet filter rules go to nftables, not to iptables (`EnableNFTables`).
+    pub nftables: bool,
     /// How packets travel.
     pub backend: BackendConfig,
     /// `Backend.Engine`, a key of this project: whether the engine carries packets that the kernel could carry. The flag
@@ -37,6 +39,8 @@ pub struct NetworkConfig {
     pub engine: Option<EngineChoice>,
     /// What the text asks for and does not get, each with its place and the reason.
     pub notices: Vec<Remark>,
+    /// The text that all this was read from, for a copy on disk.
+    pub text: Box<str>,
 }
 
 /// `Backend` with the options of its `Type`.
@@ -114,7 +118,9 @@ impl NetworkConfig {
     /// Checks a text where somebody else hands out the subnets, as Kubernetes does: `SubnetLen`, `SubnetMin`, `SubnetMax`
     /// and how many subnets there are do not matter, as in flannel, and each pool is its whole network.
     pub fn parse_without_pool(bytes: &[u8]) -> Result<Self, Remark> {
-        Self::parse_with(bytes, |object, keys| network(object, keys).map(|(network, _node)| Pool::whole(network)))
+        Self::parse_with(bytes, |object, keys| {
+            network(object, keys).map(|(network, _node)| Pool::whole(network))
+        })
     }
 
     fn parse_with(
@@ -136,18 +142,20 @@ impl NetworkConfig {
             return Err(Remark { at: object.position(), text });
         }
         let mut notices = object.unknown_keys(TOP_LEVEL_KEYS, "the network configuration");
-        if let Some(node) = object.get("EnableNFTables")
-            && node.boolean()?
-        {
-            let text = "EnableNFTables is ignored: this version installs no packet filter rules".to_owned();
-            notices.push(Remark { at: node.position(), text });
-        }
+        let nftables = enabled("EnableNFTables", false)?;
         let (backend, engine) = match object.get("Backend") {
             Some(node) => backend(&node, &mut notices)?,
             None => (BackendConfig::Udp { port: UDP_PORT }, None),
         };
         notices.sort_by_key(|notice| notice.at);
-        Ok(Self { v4, v6, backend, engine, notices })
+        let text = String::from_utf8_lossy(bytes).into();
+        Ok(Self { v4, v6, nftables, backend, engine, notices, text })
+    }
+
+    /// Both ask for the same network, whatever the texts look like.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let other = Self { notices: self.notices.clone(), text: self.text.clone(), ..other.clone() };
+        *self == other
     }
 
     /// The pools there are, IPv4 first.
@@ -406,6 +414,20 @@ mod tests {
     }
 
     #[test]
+    fn where_others_assign_subnets_any_network_will_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("net-conf.json");
+        std::fs::write(&path, r#"{"Network": "10.244.7.3/29", "SubnetLen": 31, "SubnetMin": "10.3.0.0"}"#)
+            .unwrap();
+        let config = NetworkConfig::read_without_pool(&path).unwrap();
+        let pool = config.v4.unwrap();
+        assert_eq!((pool.network().to_string().as_str(), pool.count()), ("10.244.7.0/29", 1));
+        std::fs::write(&path, r#"{"Network": "fd00::/64"}"#).unwrap();
+        let error = NetworkConfig::read_without_pool(&path).unwrap_err().to_string();
+        assert!(error.contains("1:13: expected an IPv4 network"), "{error}");
+    }
+
+    #[test]
     fn the_default_length_leaves_four_subnets() {
         for (network, length) in [
             ("10.0.0.0/8", 24),
@@ -491,7 +513,8 @@ mod tests {
     #[test]
     fn the_engine_is_forced_or_forbidden_by_a_key() {
         let of = |backend: &str| {
-            parse(&format!("{{\"Network\": \"10.3.0.0/16\", \"Backend\": {{{backend}}}}}")).map(|config| config.engine)
+            parse(&format!("{{\"Network\": \"10.3.0.0/16\", \"Backend\": {{{backend}}}}}"))
+                .map(|config| config.engine)
         };
         assert_eq!(of(r#""Type": "vxlan""#).unwrap(), None);
         assert_eq!(of(r#""Type": "vxlan", "engine": "Always""#).unwrap(), Some(EngineChoice::Always));
@@ -502,9 +525,14 @@ mod tests {
 
     #[test]
     fn backends_without_options_have_only_their_type() {
-        let config = parse(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "Host-GW", "Port": 1}}"#).unwrap();
+        let config =
+            parse(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "Host-GW", "Port": 1}}"#).unwrap();
         assert_eq!(config.backend, BackendConfig::HostGw);
-        assert!(config.notices[0].to_string().contains("backend host-gw has no key \"Port\""), "{:?}", config.notices);
+        assert!(
+            config.notices[0].to_string().contains("backend host-gw has no key \"Port\""),
+            "{:?}",
+            config.notices
+        );
         let config = parse(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "alloc"}}"#).unwrap();
         assert_eq!((config.backend, config.notices.len()), (BackendConfig::Alloc, 0));
     }

@@ -463,11 +463,7 @@ fn tuning(flags: &RawFlags) -> Result<Tuning, SettingsError> {
     Ok(Tuning { workers, duplex, spin, source_ports })
 }
 
-fn address<T: FromStr>(
-    flags: &RawFlags,
-    name: &str,
-    expected: &str,
-) -> Result<Option<T>, SettingsError> {
+fn address<T: FromStr>(flags: &RawFlags, name: &str, expected: &str) -> Result<Option<T>, SettingsError> {
     let text = flags.text(name);
     if text.is_empty() {
         return Ok(None);

@@ -22,9 +22,15 @@ use crate::network::{ConfigError, NetworkConfig};
 pub mod allocate;
 #[cfg(test)]
 pub(crate) mod contract;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod file;
+pub mod kube;
 
+#[cfg(feature = "etcd")]
+pub use etcd::EtcdStore;
 pub use file::FileStore;
+pub use kube::KubeStore;
 
 /// A place where leases are kept.
 pub trait LeaseStore {
@@ -50,6 +56,24 @@ pub trait LeaseStore {
     /// Moves the end of our lease to 24 hours from the present, or publishes it again if it is gone.
     /// A reservation stays without an end. [`StoreError::Lost`] if somebody else holds the subnet.
     fn renew(&self, network: &NetworkConfig, own: &Lease) -> impl Future<Output = Result<Lease, StoreError>>;
+
+    /// Publishes `attrs` for the subnet that we hold as `own` says, when this node's address changed. The entry of the
+    /// subnet may still name the old address, name the new one already, or be gone; of anybody else's it is
+    /// [`StoreError::Lost`]. The end of the lease moves as in [`renew`](Self::renew), which does for stores that know a
+    /// node by something else than its address.
+    fn readdress(
+        &self,
+        network: &NetworkConfig,
+        own: &Lease,
+        attrs: &LeaseAttrs,
+    ) -> impl Future<Output = Result<Lease, StoreError>> {
+        async { self.renew(network, &Lease { attrs: attrs.clone(), ..own.clone() }).await }
+    }
+
+    /// Addresses by which the cluster knows this node otherwise: a hint for the choice of an interface, the last one.
+    fn node_addresses(&self) -> impl Future<Output = Result<Vec<IpAddr>, StoreError>> {
+        async { Ok(Vec::new()) }
+    }
 
     /// Public addresses that the store holds for this node, in the place of `--public-ip` and `--public-ipv6`.
     fn public_addresses(&self) -> impl Future<Output = Result<PublicAddresses, StoreError>> {

@@ -1,7 +1,8 @@
 //! The underlay: which interface and addresses carry the overlay. A pure function of what the host has.
 //!
 //! The order is flannel's: each `--iface`, each `--iface-regex`, `--iface-can-reach`; without any of them the interface
-//! that has `--public-ip`, else the one of the default route. An error lists everything that was tried, and what there is.
+//! that has `--public-ip`, else the one of the default route. Where flannel ends for want of a default route, the interface
+//! with an address by which the store knows this node is taken. An error lists everything that was tried, and what there is.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -25,6 +26,8 @@ pub struct HostView {
     pub routes: Vec<Route>,
     /// The kernel's route to `--iface-can-reach`.
     pub reach: Option<Reach>,
+    /// Addresses by which the cluster knows this node: where no flag and no default route shows an interface.
+    pub known_as: Vec<IpAddr>,
 }
 
 /// Which families the network has; at least one.
@@ -34,6 +37,14 @@ pub struct Families {
     pub v4: bool,
     /// IPv6 pods, and an IPv6 underlay for them.
     pub v6: bool,
+}
+
+impl Families {
+    /// The address is of one of them.
+    #[must_use]
+    pub fn has(self, ip: IpAddr) -> bool {
+        if ip.is_ipv4() { self.v4 } else { self.v6 }
+    }
 }
 
 /// The chosen interface and addresses.
@@ -95,6 +106,36 @@ impl Underlay {
     pub fn is_on_link(&self, ip: IpAddr) -> bool {
         self.on_link.iter().any(|net| net.contains(&ip))
     }
+
+    /// The same interface with the same addresses, under the name and with the MTU that it has there; `None` if the host
+    /// does not have it, or not with an address that we send from.
+    #[must_use]
+    pub fn still_there(&self, host: &HostView) -> Option<Self> {
+        let link = host.links.iter().find(|link| link.index == self.index && link.mtu > 0)?;
+        let usable = usable_addresses(host, link);
+        let has = |ip: IpAddr| usable.iter().any(|address| address.net.addr() == ip);
+        let there = self.v4.is_none_or(|end| has(end.local.into()))
+            && self.v6.is_none_or(|end| has(end.local.into()));
+        there.then(|| Self {
+            device: link.name.clone(),
+            mtu: link_mtu(link),
+            on_link: on_link(&usable),
+            ..self.clone()
+        })
+    }
+}
+
+/// The networks of these addresses, each once.
+fn on_link(usable: &[&LinkAddress]) -> Vec<IpNet> {
+    let mut nets: Vec<IpNet> = usable.iter().map(|address| address.net.trunc()).collect();
+    nets.sort_unstable();
+    nets.dedup();
+    nets
+}
+
+/// An MTU beyond what IP can say is as good as the largest it can.
+fn link_mtu(link: &Link) -> LinkMtu {
+    LinkMtu(u16::try_from(link.mtu).unwrap_or(u16::MAX))
 }
 
 impl fmt::Display for Underlay {

@@ -65,8 +65,11 @@ fn what_is_wrong_with_a_configuration_is_said_with_its_place() {
     assert_eq!(missing.status.code(), Some(1));
     assert!(stderr(&missing).contains("no network configuration: looked for"), "{}", stderr(&missing));
     let config = dir.path().join("config");
-    std::fs::write(&config, "{\n  \"Network\": \"10.5.0.0/16\",\n  \"Backend\": {\"Type\": \"wireguard\"}\n}")
-        .unwrap();
+    std::fs::write(
+        &config,
+        "{\n  \"Network\": \"10.5.0.0/16\",\n  \"Backend\": {\"Type\": \"wireguard\"}\n}",
+    )
+    .unwrap();
     let wrong = flanneld(&[&leases, "-log-format=json"], &[]);
     assert_eq!(wrong.status.code(), Some(1));
     let text = stderr(&wrong);

@@ -32,7 +32,6 @@ fn main() -> ExitCode {
             a_node_that_leaves_takes_its_route_along,
             a_spoiled_lease_costs_nobody_a_route,
             a_lost_lease_ends_the_daemon_and_stays_lost,
-            an_interface_that_goes_ends_the_daemon,
             a_hostile_lease_makes_no_loop,
             starts_that_cannot_work_say_what_to_do,
             a_stopped_daemon_leaves_no_device,
@@ -374,16 +373,6 @@ fn a_lost_lease_ends_the_daemon_and_stays_lost(scene: &Scene) -> anyhow::Result<
     Ok(())
 }
 
-fn an_interface_that_goes_ends_the_daemon(scene: &Scene) -> anyhow::Result<()> {
-    let stage = Stage::set(scene, 1, VXLAN)?;
-    let mut process = stage.start(0)?;
-    stage.kernel(0, async |kernel: Kernel| Ok(kernel.delete_link("eth0").await?))?;
-    let status = process.wait(PATIENCE)?;
-    let last = process.lines().pop().unwrap_or_default();
-    ensure!(status.code() == Some(1) && last.contains("interface eth0 is gone"), "{status}: {last}");
-    Ok(())
-}
-
 fn a_hostile_lease_makes_no_loop(scene: &Scene) -> anyhow::Result<()> {
     let stage = Stage::set(scene, 2, VXLAN)?;
     let subnets = stage.leases().join("subnets");
@@ -449,10 +438,7 @@ fn starts_that_cannot_work_say_what_to_do(scene: &Scene) -> anyhow::Result<()> {
     fs::write(&config, r#"{"Network": "10.5.0.0/30"}"#)?;
     expect(stage.refusal(1, &[])?, &["config:1:13: Network \"10.5.0.0/30\": the network is too small"])?;
     fs::write(&config, VXLAN.replace("vxlan", "wireguard"))?;
-    expect(
-        stage.refusal(1, &[])?,
-        &["backend type \"wireguard\" comes with a later version of flannel-rs"],
-    )
+    expect(stage.refusal(1, &[])?, &["backend type \"wireguard\" comes with a later version of flannel-rs"])
 }
 
 fn a_stopped_daemon_leaves_no_device(scene: &Scene) -> anyhow::Result<()> {

@@ -225,7 +225,7 @@ impl EngineHandle {
         // All workers read the same table.
         if let Some(shared) = self.shares.first() {
             shared.publish(table);
-            if shared.guarded.load(Ordering::SeqCst) {
+            if shared.guarded.load(Ordering::SeqCst) > 0 {
                 self.wakers.iter().for_each(Waker::wake);
             }
         }

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use lab::{Case, Scene};
 
+use crate::apiserver;
 use crate::binary;
 use crate::flannel::{self, Missing};
 
@@ -40,6 +41,34 @@ pub fn of_flannel(marker: &str, cases: Vec<Case>) -> ExitCode {
             eprintln!("{error:?}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Promises about `flanneld` in a cluster with a real API server, which is built or found first. All of them skip aloud
+/// where the machine cannot have one.
+#[expect(clippy::print_stderr, reason = "the main of a test program has no other place for it")]
+pub fn of_kubernetes(marker: &str, cases: Vec<Case>) -> ExitCode {
+    match apiserver::build() {
+        Ok(Ok(())) => of_daemons(marker, cases),
+        Ok(Err(missing)) => {
+            let _first = NO_KUBERNETES.set(missing);
+            let skipped = |case| Case { body: skip_kubernetes, ..case };
+            lab::harness(marker, cases.into_iter().map(skipped).collect())
+        }
+        Err(error) => {
+            eprintln!("{error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why this process cannot have an API server.
+static NO_KUBERNETES: OnceLock<Missing> = OnceLock::new();
+
+fn skip_kubernetes(_: &Scene) -> anyhow::Result<()> {
+    match NO_KUBERNETES.get() {
+        Some(Missing(reason)) => Err(lab::skip(reason)),
+        None => anyhow::bail!("a kube-apiserver is here after all"),
     }
 }
 

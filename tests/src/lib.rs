@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+pub mod apiserver;
 pub mod bad;
 pub mod binary;
 pub mod capture;
@@ -14,9 +15,12 @@ pub mod daemon;
 pub mod engine;
 pub mod flannel;
 pub mod harness;
+pub mod manifests;
 pub mod netlink;
+pub mod pinger;
 pub mod processes;
 pub mod reach;
+pub mod rules;
 
 pub use lab::counts;
 

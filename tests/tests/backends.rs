@@ -113,7 +113,10 @@ fn host(namespace: &NetNs) -> anyhow::Result<Vec<String>> {
         let mut all = Vec::new();
         let links = kernel.links().await?;
         for link in &links {
-            all.push(format!("link {} {:?} mtu {} up {} mac {:?}", link.name, link.kind, link.mtu, link.up, link.mac));
+            all.push(format!(
+                "link {} {:?} mtu {} up {} mac {:?}",
+                link.name, link.kind, link.mtu, link.up, link.mac
+            ));
         }
         for address in kernel.addresses().await? {
             if !address.net.addr().to_string().starts_with("fe80") {
@@ -143,7 +146,9 @@ fn kind(node: &Node, device: &str) -> anyhow::Result<Option<String>> {
 
 fn kernel_vxlan_carries_pods_and_goes_on_without_the_daemon(scene: &Scene) -> anyhow::Result<()> {
     needs_kernel_vxlan()?;
-    for (name, inner, mtu) in [("four", Inner::V4, 1450), ("six", Inner::V6, 1430), ("dual", Inner::Dual, 1430)] {
+    for (name, inner, mtu) in
+        [("four", Inner::V4, 1450), ("six", Inner::V6, 1430), ("dual", Inner::Dual, 1430)]
+    {
         let case = || {
             let dir = scene.dir().join(name);
             let conf = net_conf("vxlan", inner);
@@ -267,7 +272,8 @@ fn a_node_goes_from_engine_to_kernel_and_back_and_peers_notice_nothing(scene: &S
     let (answered, lost) = thread::scope(|scope| {
         let pings = scope.spawn(|| keep_pinging(ours.pod(0)?.namespace(), target, &stop));
         let change = || {
-            for (flags, kind_then) in [(ENGINE, "tun"), (KERNEL, "vxlan"), (ENGINE, "tun"), (KERNEL, "vxlan")] {
+            for (flags, kind_then) in [(ENGINE, "tun"), (KERNEL, "vxlan"), (ENGINE, "tun"), (KERNEL, "vxlan")]
+            {
                 let node = &ours.cluster.nodes()[1];
                 end(daemon)?;
                 daemon = Daemon::spawn(node, dir, flags)?;
@@ -314,9 +320,12 @@ fn whatever_is_changed_by_hand_comes_back(scene: &Scene) -> anyhow::Result<()> {
             "the routes are deleted",
             Box::new(|| {
                 netlink::inside(node, async |kernel: Kernel| {
-                    for route in kernel.routes().await?.iter().filter(|route| {
-                        on(&route.device) && route.protocol == RouteProtocol::FLANNEL_RS
-                    }) {
+                    for route in kernel
+                        .routes()
+                        .await?
+                        .iter()
+                        .filter(|route| on(&route.device) && route.protocol == RouteProtocol::FLANNEL_RS)
+                    {
                         kernel.delete_route(route).await?;
                     }
                     Ok(())
@@ -327,7 +336,8 @@ fn whatever_is_changed_by_hand_comes_back(scene: &Scene) -> anyhow::Result<()> {
             "the unreachable routes are deleted",
             Box::new(|| {
                 netlink::inside(node, async |kernel: Kernel| {
-                    for route in kernel.all_routes().await?.iter().filter(|route| route.kind == RouteKind::Unreachable)
+                    for route in
+                        kernel.all_routes().await?.iter().filter(|route| route.kind == RouteKind::Unreachable)
                     {
                         kernel.delete_route(route).await?;
                     }
@@ -339,10 +349,16 @@ fn whatever_is_changed_by_hand_comes_back(scene: &Scene) -> anyhow::Result<()> {
             "a route leads elsewhere",
             Box::new(|| {
                 netlink::inside(node, async |kernel: Kernel| {
-                    let ours = kernel.routes().await?.into_iter().find(|route| on(&route.device) && route.via.is_some());
+                    let ours = kernel
+                        .routes()
+                        .await?
+                        .into_iter()
+                        .find(|route| on(&route.device) && route.via.is_some());
                     let dest = ours.context("a route")?.dest;
                     let via = if dest.addr().is_ipv4() { "192.0.2.77" } else { "2001:db8::77" };
-                    Ok(kernel.replace_route(&Route { via: Some(via.parse()?), ..Route::new(dest, "eth0") }).await?)
+                    Ok(kernel
+                        .replace_route(&Route { via: Some(via.parse()?), ..Route::new(dest, "eth0") })
+                        .await?)
                 })
             }),
         ),
@@ -386,7 +402,9 @@ fn whatever_is_changed_by_hand_comes_back(scene: &Scene) -> anyhow::Result<()> {
             Box::new(|| {
                 netlink::inside(node, async |kernel: Kernel| {
                     let entry = kernel.fdb("flannel.1").await?.pop().context("an entry")?;
-                    Ok(kernel.replace_fdb(&FdbEntry { dst: Ipv4Addr::new(192, 0, 2, 99).into(), ..entry }).await?)
+                    Ok(kernel
+                        .replace_fdb(&FdbEntry { dst: Ipv4Addr::new(192, 0, 2, 99).into(), ..entry })
+                        .await?)
                 })
             }),
         ),
@@ -403,11 +421,19 @@ fn whatever_is_changed_by_hand_comes_back(scene: &Scene) -> anyhow::Result<()> {
                 })
             }),
         ),
-        ("the devices are set down", Box::new(|| set_both(node, &LinkSettings { up: Some(false), ..LinkSettings::default() }))),
-        ("their MTU is changed", Box::new(|| set_both(node, &LinkSettings { mtu: Some(1300), ..LinkSettings::default() }))),
+        (
+            "the devices are set down",
+            Box::new(|| set_both(node, &LinkSettings { up: Some(false), ..LinkSettings::default() })),
+        ),
+        (
+            "their MTU is changed",
+            Box::new(|| set_both(node, &LinkSettings { mtu: Some(1300), ..LinkSettings::default() })),
+        ),
         (
             "their MAC is changed",
-            Box::new(|| set_both(node, &LinkSettings { mac: Some([2, 1, 1, 1, 1, 1]), ..LinkSettings::default() })),
+            Box::new(|| {
+                set_both(node, &LinkSettings { mac: Some([2, 1, 1, 1, 1, 1]), ..LinkSettings::default() })
+            }),
         ),
         (
             "the devices are deleted",
@@ -453,7 +479,11 @@ fn set_both(node: &NetNs, settings: &LinkSettings) -> anyhow::Result<()> {
 }
 
 fn host_gw_routes_come_back_and_a_peer_off_the_link_costs_nobody_else(scene: &Scene) -> anyhow::Result<()> {
-    publish(scene.dir(), "10.5.200.0-24", r#"{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"host-gw"}"#)?;
+    publish(
+        scene.dir(),
+        "10.5.200.0-24",
+        r#"{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"host-gw"}"#,
+    )?;
     let ours = Ours::start(&Plan::nodes(2), scene.dir(), &net_conf("host-gw", Inner::Dual))?;
     ours.all_reach_each_other()?;
     ours.daemons[0].wait_for_line("198.51.100.7 is not on the link of eth0")?;
@@ -485,11 +515,14 @@ fn a_node_that_left_while_the_daemon_was_down_leaves_nothing(scene: &Scene) -> a
     daemon.ready()?;
     let of_ghost = || {
         let host = host(node.namespace())?;
-        let hits = host.iter().filter(|line| line.contains("10.5.200.0") || line.contains("02:00:00:00:00:09"));
+        let hits =
+            host.iter().filter(|line| line.contains("10.5.200.0") || line.contains("02:00:00:00:00:09"));
         anyhow::Ok(hits.count())
     };
     ensure!(of_ghost()? == 3, "a route, a neighbour, an entry: {:?}", host(node.namespace())?);
-    let index = |kernel: Kernel| async move { Ok(kernel.link("flannel.1").await?.map(|link| (link.index, link.mac))) };
+    let index = |kernel: Kernel| async move {
+        Ok(kernel.link("flannel.1").await?.map(|link| (link.index, link.mac)))
+    };
     let before = netlink::inside(node.namespace(), index)?;
     daemon.kill()?;
     ensure!(of_ghost()? == 3, "a daemon that dies takes nothing along");
@@ -565,7 +598,11 @@ fn what_flannel_left_goes_and_what_others_made_stays(scene: &Scene) -> anyhow::R
         let up = LinkSettings { up: Some(true), ..LinkSettings::default() };
         // As flannel leaves them: its VXLAN device, with a peer that is gone; one of another VNI; a host-gw route.
         for (device, vni) in [("flannel.1", 1), ("flannel.42", 42)] {
-            let vxlan = Vxlan { local: Some("192.0.2.1".parse()?), device: Some("eth0".into()), ..Vxlan::new(device, vni, 8472) };
+            let vxlan = Vxlan {
+                local: Some("192.0.2.1".parse()?),
+                device: Some("eth0".into()),
+                ..Vxlan::new(device, vni, 8472)
+            };
             kernel.add_vxlan(&vxlan).await?;
             kernel.set_link(device, &up).await?;
             kernel.add_address(device, net("10.5.33.0/32")?).await?;
@@ -575,14 +612,18 @@ fn what_flannel_left_goes_and_what_others_made_stays(scene: &Scene) -> anyhow::R
         kernel.replace_neighbour(&Neighbour { device: "flannel.1".into(), ip, mac }).await?;
         let dst = "192.0.2.34".parse()?;
         kernel.replace_fdb(&FdbEntry { device: "flannel.1".into(), mac, dst }).await?;
-        let tunnelled = Route { via: Some(ip), onlink: true, ..Route::new(net("10.5.34.0/24")?, "flannel.1") };
+        let tunnelled =
+            Route { via: Some(ip), onlink: true, ..Route::new(net("10.5.34.0/24")?, "flannel.1") };
         kernel.replace_route(&tunnelled).await?;
         let gateway = Route { via: Some("192.0.2.35".parse()?), ..Route::new(net("10.5.35.0/24")?, "eth0") };
         kernel.replace_route(&gateway).await?;
         // Somebody else's: a device of a like name, a route that is marked, one outside the network, one of a pod.
         kernel.add_bridge("flannel.77").await?;
         kernel.set_link("flannel.77", &up).await?;
-        let marked = Route { protocol: RouteProtocol::STATIC, ..Route { dest: net("10.5.36.0/24")?, ..gateway.clone() } };
+        let marked = Route {
+            protocol: RouteProtocol::STATIC,
+            ..Route { dest: net("10.5.36.0/24")?, ..gateway.clone() }
+        };
         kernel.replace_route(&marked).await?;
         kernel.replace_route(&Route { dest: net("10.99.0.0/16")?, ..gateway }).await?;
         Ok(kernel.replace_route(&Route::new(net("10.5.37.5/32")?, "flannel.77")).await?)
@@ -593,7 +634,9 @@ fn what_flannel_left_goes_and_what_others_made_stays(scene: &Scene) -> anyhow::R
     for gone in ["10.5.33.0", "10.5.34.0", "10.5.35.0", "02:00:00:00:00:33", "flannel.42"] {
         ensure!(!host.contains(gone), "{gone} is left:\n{host}\n{}", daemon.log());
     }
-    for kept in ["link flannel.77", "10.5.36.0/24 via 192.0.2.35", "10.99.0.0/16", "10.5.37.5/32 dev flannel.77"] {
+    for kept in
+        ["link flannel.77", "10.5.36.0/24 via 192.0.2.35", "10.99.0.0/16", "10.5.37.5/32 dev flannel.77"]
+    {
         ensure!(host.contains(kept), "{kept} went:\n{host}\n{}", daemon.log());
     }
     ensure!(kind(node, "flannel.1")?.as_deref() == Some("vxlan"));
@@ -606,11 +649,16 @@ fn packets_for_nobody_never_leave_by_the_default_route(scene: &Scene) -> anyhow:
     let pings = |expected: i32| {
         for nobody in ["10.5.250.9", "fd00:5:0:fa::9"] {
             let answer = Ping::new(nobody.parse()?).send_from(node.namespace())?;
-            ensure!(matches!(answer, Answer::Refused { errno, .. } if errno == expected), "{nobody}: {answer:?}");
+            ensure!(
+                matches!(answer, Answer::Refused { errno, .. } if errno == expected),
+                "{nobody}: {answer:?}"
+            );
         }
         anyhow::Ok(())
     };
-    for (name, backend, flags) in [("engine", "vxlan", ENGINE), ("kernel", "vxlan", KERNEL), ("gateways", "host-gw", ENGINE)] {
+    for (name, backend, flags) in
+        [("engine", "vxlan", ENGINE), ("kernel", "vxlan", KERNEL), ("gateways", "host-gw", ENGINE)]
+    {
         let case = || {
             if flags == KERNEL {
                 needs_kernel_vxlan()?;
@@ -629,7 +677,9 @@ fn packets_for_nobody_never_leave_by_the_default_route(scene: &Scene) -> anyhow:
     Ok(())
 }
 
-fn packets_for_absent_pods_of_this_node_are_dropped_where_that_is_wanted(scene: &Scene) -> anyhow::Result<()> {
+fn packets_for_absent_pods_of_this_node_are_dropped_where_that_is_wanted(
+    scene: &Scene,
+) -> anyhow::Result<()> {
     let cluster = Cluster::build(&Plan { underlay: Underlay::V4, ..Plan::nodes(1) })?;
     let node = &cluster.nodes()[0];
     write_config(scene.dir(), &net_conf("host-gw", Inner::V4))?;
@@ -683,9 +733,13 @@ fn direct_routing_uses_the_link_and_answers_either_way(scene: &Scene) -> anyhow:
     })?;
     for index in [0, 1] {
         let host = host(cluster.nodes()[index].namespace())?;
-        let direct = host.iter().filter(|line| line.starts_with("route 10.5.") && line.contains("dev eth0 proto 157"));
+        let direct =
+            host.iter().filter(|line| line.starts_with("route 10.5.") && line.contains("dev eth0 proto 157"));
         ensure!(direct.count() == 2, "{host:#?}");
-        ensure!(host.iter().any(|line| line.contains("10.5.200.0/24") && line.contains("dev flannel.1")), "{host:#?}");
+        ensure!(
+            host.iter().any(|line| line.contains("10.5.200.0/24") && line.contains("dev flannel.1")),
+            "{host:#?}"
+        );
     }
     for (from, to) in [(0, 1), (1, 2), (2, 0)] {
         let pod = |index: usize| cluster.nodes()[index].pods().first().context("a pod");
@@ -727,7 +781,12 @@ fn explain_prints_the_decision_and_changes_nothing(scene: &Scene) -> anyhow::Res
         Ok(String::from_utf8(output.stdout)?)
     };
     let text = explain(&["--engine=auto"])?;
-    for part in ["backend vxlan", "interface  eth0 (192.0.2.1, mtu 1500)", "1. vxlan in the kernel: ", "lease      none yet"] {
+    for part in [
+        "backend vxlan",
+        "interface  eth0 (192.0.2.1, mtu 1500)",
+        "1. vxlan in the kernel: ",
+        "lease      none yet",
+    ] {
         ensure!(text.contains(part), "no {part:?} in\n{text}");
     }
     let forced = explain(&["--engine=always"])?;

@@ -59,8 +59,18 @@ fn lease_files() {
 }
 
 #[test]
+fn etcd_leases() {
+    replay("etcd_leases", control::fuzzing::etcd_leases);
+}
+
+#[test]
 fn flags() {
     replay("flags", control::fuzzing::flags);
+}
+
+#[test]
+fn annotations() {
+    replay("annotations", control::fuzzing::annotations);
 }
 
 #[test]
@@ -71,4 +81,9 @@ fn every_fuzz_target_is_replayed() {
         let name = entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();
         assert!(here.contains(&format!("replay(\"{name}\"")), "{name} is not replayed");
     }
+}
+
+#[test]
+fn rule_listings() {
+    replay("rule_listing", control::fuzzing::rule_listing);
 }

@@ -49,10 +49,12 @@ impl HostState {
     pub fn changes_to(&self, want: &Self) -> Vec<Change> {
         let mut changes = Vec::new();
         // Before devices are up, because some settings matter at that moment.
-        let set = want.sysctls.iter().filter(|(name, value)| {
-            self.sysctls.get(*name).is_some_and(|has| has != *value)
-        });
-        changes.extend(set.map(|(name, value)| Change::SetSysctl { name: name.clone(), value: value.clone() }));
+        let set = want
+            .sysctls
+            .iter()
+            .filter(|(name, value)| self.sysctls.get(*name).is_some_and(|has| has != *value));
+        changes
+            .extend(set.map(|(name, value)| Change::SetSysctl { name: name.clone(), value: value.clone() }));
         let links = want.links.iter().filter(|want| !self.links.iter().any(|have| have.is_as(want)));
         changes.extend(links.cloned().map(Change::SetLink));
         let late_deletions = self.address_changes(want, &mut changes);

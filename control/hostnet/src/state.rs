@@ -340,8 +340,7 @@ impl Scope {
     fn covers_gateway_route(&self, route: &Route) -> bool {
         let inside =
             self.networks.iter().any(|network| *network != route.dest && network.contains(&route.dest));
-        inside
-            && route.via.is_some_and(|via| !self.networks.iter().any(|network| network.contains(&via)))
+        inside && route.via.is_some_and(|via| !self.networks.iter().any(|network| network.contains(&via)))
     }
 
     /// Whether this neighbour is ours.

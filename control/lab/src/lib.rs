@@ -9,6 +9,7 @@
 //! leases      lease files of nodes that are not there
 //! traffic     ping, TCP, UDP and CPU seconds between any two of them
 //! race        the same traffic over every way to carry packets, side by side
+//! etcd        real etcd servers
 //! enter       into a running lab from another process
 //! scratch     a directory that goes with the run
 //! scene       tests that run in a private network each
@@ -25,6 +26,7 @@ pub mod cluster;
 pub mod counts;
 pub mod daemons;
 pub mod enter;
+pub mod etcd;
 pub mod isolation;
 pub mod leases;
 pub mod leftovers;

@@ -10,7 +10,9 @@ use super::{Tunnel, own_route};
 
 /// One route a peer, so that the kernel itself answers for subnets that nobody has.
 pub(super) fn add_peer(tunnel: &Tunnel, peer: &Peer, host: &mut HostState) {
-    host.routes.extend(peer.subnets.iter().map(|subnet| {
-        own_route(Route { scope: RouteScope::LINK, ..Route::new(*subnet, &tunnel.device) })
-    }));
+    host.routes.extend(
+        peer.subnets.iter().map(|subnet| {
+            own_route(Route { scope: RouteScope::LINK, ..Route::new(*subnet, &tunnel.device) })
+        }),
+    );
 }

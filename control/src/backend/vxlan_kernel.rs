@@ -60,9 +60,5 @@ pub(super) fn add_peer(tunnel: &Tunnel, peer: &Peer, host: &mut HostState) {
         let via = Route { via: Some(base), onlink: true, ..Route::new(*subnet, &tunnel.device) };
         host.routes.insert(own_route(via));
     }
-    host.fdb.insert(FdbEntry {
-        device: tunnel.device.clone(),
-        mac: peer.mac.0,
-        dst: peer.endpoint.ip(),
-    });
+    host.fdb.insert(FdbEntry { device: tunnel.device.clone(), mac: peer.mac.0, dst: peer.endpoint.ip() });
 }

@@ -101,7 +101,11 @@ fn tell_capabilities(engine: &Engine) {
 }
 
 /// VXLAN devices of the kernel that hold an engine's name, or its port.
-pub(super) async fn in_the_way(kernel: &Kernel, backend: &Backend, tunnel: &Tunnel) -> anyhow::Result<Vec<Link>> {
+pub(super) async fn in_the_way(
+    kernel: &Kernel,
+    backend: &Backend,
+    tunnel: &Tunnel,
+) -> anyhow::Result<Vec<Link>> {
     let mut links = earlier::devices(kernel, backend).await?;
     links.retain(|link| match &link.vxlan {
         Some(info) => link.name == tunnel.device || info.port == tunnel.bind.port(),

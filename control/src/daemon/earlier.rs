@@ -53,9 +53,8 @@ fn is_ours(link: &Link, addresses: &[LinkAddress], networks: &[IpNet]) -> bool {
 /// Names and kinds of flannel's devices and ours.
 fn is_our_kind(name: &str, kind: Option<&str>) -> bool {
     let numbered = |prefix| {
-        name.strip_prefix(prefix).is_some_and(|rest| {
-            !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit())
-        })
+        name.strip_prefix(prefix)
+            .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
     };
     match kind {
         Some("vxlan") => numbered("flannel.") || numbered("flannel-v6.") || name == PROBE,
@@ -119,7 +118,9 @@ mod tests {
             assert!(!ours(&link(name, kind, None), &[address("10.6.1.0/32")]), "{name} of another network");
             assert!(!ours(&link(name, kind, Some("mine")), &[]), "{name}");
         }
-        for (name, kind) in [("eth0", "tun"), ("flannel.x", "vxlan"), ("flannel1", "bridge"), ("flannel.", "vxlan")] {
+        for (name, kind) in
+            [("eth0", "tun"), ("flannel.x", "vxlan"), ("flannel1", "bridge"), ("flannel.", "vxlan")]
+        {
             assert!(!ours(&link(name, kind, Some(ALIAS)), &inside), "{name}");
         }
     }

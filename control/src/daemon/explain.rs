@@ -4,12 +4,13 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
+use dataplane_core::MacAddr;
+use hostnet::HostError;
 use hostnet::kernel::Kernel;
 use hostnet::netns::NetNs;
-use hostnet::HostError;
 
-use super::start::{Macs, choose_underlay, existing_vxlan, settle_backend};
+use super::start::{Macs, View, choose_underlay, existing_vxlan, settle_backend};
 use super::{carrier, earlier};
 use crate::backend::Backend;
 use crate::choose::{self, KernelVxlan, Wish};
@@ -17,7 +18,7 @@ use crate::lease::{Lease, LeaseSet, LeaseUpdate};
 use crate::network::NetworkConfig;
 use crate::plan::Plan;
 use crate::settings::{Settings, StoreChoice};
-use crate::store::{FileStore, LeaseStore, LeaseWatch, SystemClock};
+use crate::store::{FileStore, KubeStore, LeaseStore, LeaseWatch, SystemClock};
 
 /// How long to wait for a store's leases.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,8 +29,13 @@ pub async fn explain(settings: &Settings) -> anyhow::Result<String> {
         StoreChoice::File { dir } => {
             explain_with(settings, &FileStore::at(dir, &settings.net_config_path, SystemClock)).await
         }
-        StoreChoice::Kube(_) => bail!("this build has no Kubernetes store"),
-        StoreChoice::Etcd(_) => bail!("this build has no etcd store"),
+        StoreChoice::Kube(kube) => {
+            explain_with(settings, &KubeStore::open(kube, &settings.net_config_path)?).await
+        }
+        #[cfg(feature = "etcd")]
+        StoreChoice::Etcd(etcd) => explain_with(settings, &crate::store::EtcdStore::open(etcd)?).await,
+        #[cfg(not(feature = "etcd"))]
+        StoreChoice::Etcd(_) => anyhow::bail!(super::WITHOUT_ETCD),
     }
 }
 
@@ -42,7 +48,9 @@ async fn explain_with(settings: &Settings, store: &impl LeaseStore) -> anyhow::R
         writeln!(text, "           {notice}")?;
     }
     let kernel = Kernel::connect().await?;
-    let underlay = choose_underlay(settings, &network, &kernel).await?;
+    let known_as = store.node_addresses().await?;
+    let view = View::new(settings, &network, store.public_addresses().await?, known_as);
+    let underlay = choose_underlay(&view, &kernel).await?;
     writeln!(text, "interface  {underlay}")?;
 
     let wish = Wish::of(settings.engine, &network);
@@ -55,16 +63,25 @@ async fn explain_with(settings: &Settings, store: &impl LeaseStore) -> anyhow::R
         writeln!(text, "{:10} {line}", if at == 0 { "carrier" } else { "" })?;
     }
 
-    let (backend, held) =
-        settle_backend(settings, store, &network, choice.method, &underlay, Macs::Forget).await?;
+    let leases = tokio::time::timeout(PATIENCE, async { anyhow::Ok(store.watch().await?.next().await) })
+        .await
+        .context("the store does not tell its leases")??;
+    let all = match &leases {
+        LeaseUpdate::Snapshot(all) => all.as_slice(),
+        LeaseUpdate::Upsert(_) | LeaseUpdate::Remove(_) => &[],
+    };
+    let anonymous = Backend::new(&network, choice.method, &underlay, |_| MacAddr::default())?;
+    let held = match anonymous.attrs().owner() {
+        Some(owner) => store.held_by(owner).await?,
+        None => None,
+    };
+    let backend =
+        settle_backend(settings, (&network, &underlay), anonymous, held.as_ref(), all, Macs::Forget)?;
     match &held {
         Some(own) => writeln!(text, "lease      {}, this node's already", own.subnet)?,
         None => writeln!(text, "lease      none yet: one of {} would be taken", networks.join(" and "))?,
     }
     writeln!(text, "pods       mtu {}", backend.mtu())?;
-    let leases = tokio::time::timeout(PATIENCE, async { anyhow::Ok(store.watch().await?.next().await) })
-        .await
-        .context("the store does not tell its leases")??;
     write_plan(&mut text, settings, &kernel, &network, &backend, held.as_ref(), leases).await?;
     Ok(text)
 }
@@ -98,7 +115,12 @@ async fn write_plan(
         for link in carrier::in_the_way(kernel, backend, tunnel).await? {
             steps.push(format!("delete the kernel's VXLAN device {}", link.name));
         }
-        steps.push(format!("run an engine on {}, {} port {}", tunnel.device, network.backend.name(), tunnel.bind.port()));
+        steps.push(format!(
+            "run an engine on {}, {} port {}",
+            tunnel.device,
+            network.backend.name(),
+            tunnel.bind.port()
+        ));
     }
     for device in &plan.devices {
         let there = kernel.link(&device.name).await?;
@@ -106,7 +128,10 @@ async fn write_plan(
         match there.map(|link| device.differs_from(&link, index)) {
             Some(None) => {}
             Some(Some(reason)) => steps.push(format!("make the device {} again: {reason}", device.name)),
-            None => steps.push(format!("make the VXLAN device {} id {} port {}", device.name, device.vni, device.port)),
+            None => steps.push(format!(
+                "make the VXLAN device {} id {} port {}",
+                device.name, device.vni, device.port
+            )),
         }
     }
     let mut scope = Plan::scope(backend);
@@ -114,7 +139,8 @@ async fn write_plan(
     let have = kernel.read(&scope).await?;
     steps.extend(have.changes_to(&plan.host).iter().map(ToString::to_string));
     let unused = earlier::devices(kernel, backend).await?;
-    let unused = unused.iter().filter(|link| !backend.tunnels().iter().any(|tunnel| tunnel.device == link.name));
+    let unused =
+        unused.iter().filter(|link| !backend.tunnels().iter().any(|tunnel| tunnel.device == link.name));
     steps.extend(unused.map(|link| format!("delete the device {} of an earlier run", link.name)));
     if steps.is_empty() {
         steps.push("nothing: the host is as it should be".to_owned());

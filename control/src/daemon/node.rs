@@ -1,7 +1,7 @@
 //! The running node: its lease, the leases of the others, its engines, and the host it keeps in shape.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dataplane::EngineEvent;
@@ -16,15 +16,16 @@ use tokio::time::Instant;
 
 use super::carrier::{self, Carrier, State};
 use super::earlier;
-use super::own_lease::{OwnLease, own_lease, renewal_is_due};
+use super::rules::Rules;
 use crate::backend::Backend;
 use crate::choose::Choice;
 use crate::lease::{Lease, LeaseChange, LeaseSet, LeaseUpdate, Subnet};
 use crate::network::NetworkConfig;
 use crate::plan::{Plan, Refusal};
 use crate::settings::Settings;
-use crate::store::{LeaseStore, StoreError};
 use crate::underlay::Underlay;
+
+mod underlay;
 
 /// The TUN ring holds this many packets of up to 64 KiB. The kernel's 500 overflow in a burst without a trace; far more
 /// would only be delay.
@@ -48,7 +49,6 @@ pub struct Node {
     /// How long the last look at the whole host took.
     last_look: Duration,
     underlay: Underlay,
-    underlay_is_there: bool,
     choice: Choice,
     backend: Backend,
     own: Lease,
@@ -65,6 +65,10 @@ pub struct Node {
     known: Option<HostState>,
     env_trouble: Option<String>,
     env_is_written: bool,
+    /// Packet filter rules; `None` before they were put in place for the first time.
+    rules: Option<Rules>,
+    /// Why an engine that ended cannot be opened again, which has been said.
+    engine_trouble: Option<String>,
 }
 
 impl Node {
@@ -85,7 +89,6 @@ impl Node {
             noticed: None,
             last_look: Duration::ZERO,
             underlay,
-            underlay_is_there: true,
             choice,
             backend,
             own,
@@ -98,6 +101,8 @@ impl Node {
             known: None,
             env_trouble: None,
             env_is_written: false,
+            rules: None,
+            engine_trouble: None,
         }
     }
 
@@ -126,8 +131,15 @@ impl Node {
         if let Err(error) = earlier::remove(&self.kernel, &self.backend).await {
             tracing::warn!(%error, "cannot remove what an earlier run left");
         }
+        // Before subnet.env: pods that come find their packets masqueraded.
+        self.rules = Some(Rules::start(self.settings.rules, &self.network, &self.own.subnet).await);
         self.write_subnet_env();
         Ok(())
+    }
+
+    /// What keeps packet filter rules from being in place.
+    pub fn rules_trouble(&self) -> Option<String> {
+        self.rules.as_ref().and_then(Rules::trouble)
     }
 
     /// Settings of the devices that are wanted before they are up: the kernel sizes the ring then, and makes IPv6
@@ -178,6 +190,9 @@ impl Node {
         self.report(&outcome);
         self.changed = false;
         self.known = (outcome.is_settled() && self.device_trouble.is_none()).then_some(plan.host);
+        if let Some(rules) = &self.rules {
+            rules.follow(&self.own.subnet);
+        }
         self.write_subnet_env();
         Ok(())
     }
@@ -195,12 +210,6 @@ impl Node {
         }
         self.device_trouble = device_trouble;
         let outcome = converge(&self.kernel, &Plan::scope(&self.backend), &plan.host).await;
-        match self.kernel.links().await {
-            Ok(links) => {
-                self.underlay_is_there = links.iter().any(|link| link.index == self.underlay.index);
-            }
-            Err(error) => tracing::debug!(%error, "cannot look for the underlay's interface"),
-        }
         self.last_look = begin.elapsed();
         outcome
     }
@@ -332,43 +341,6 @@ impl Node {
         );
     }
 
-    /// What an update says about our own lease.
-    pub(super) fn own_state(&self, update: &LeaseUpdate) -> OwnLease {
-        own_lease(&self.own, update)
-    }
-
-    /// Acts on it: takes over a new end, publishes again, or ends because the lease is lost.
-    pub(super) async fn heed(&mut self, store: &impl LeaseStore, own: OwnLease) -> anyhow::Result<()> {
-        match own {
-            OwnLease::Unchanged => Ok(()),
-            OwnLease::Moved(expires) => {
-                self.own.expires = expires;
-                Ok(())
-            }
-            OwnLease::Republish => {
-                tracing::warn!(subnet = %self.own.subnet, "our lease was deleted or overwritten; publishing it again");
-                self.renew(store).await
-            }
-            OwnLease::Lost(theirs) => match theirs.attrs.owner() {
-                Some(owner) => {
-                    let (subnet, theirs) = (self.own.subnet, theirs.subnet);
-                    Err(StoreError::Lost { subnet, owner, theirs }.into())
-                }
-                None => Ok(()),
-            },
-        }
-    }
-
-    /// Asks the store itself for our lease, and publishes it again if it is not what it should be. A store that cannot
-    /// be reached is the watch's to complain about.
-    pub(super) async fn check_own_lease(&mut self, store: &impl LeaseStore) -> anyhow::Result<()> {
-        let Some(owner) = self.own.attrs.owner() else { return Ok(()) };
-        let Ok(held) = store.held_by(owner).await else { return Ok(()) };
-        let snapshot = LeaseUpdate::Snapshot(held.into_iter().collect());
-        let own = self.own_state(&snapshot);
-        self.heed(store, own).await
-    }
-
     /// Takes an update of the leases in.
     pub(super) fn apply(&mut self, update: LeaseUpdate) {
         for change in self.leases.apply(update) {
@@ -390,25 +362,9 @@ impl Node {
         }
     }
 
-    /// The lease ends within the margin.
-    pub(super) fn renewal_is_due(&self, now: SystemTime) -> bool {
-        renewal_is_due(&self.own, self.settings.renew_margin, now)
-    }
-
-    /// Renews the lease. That it is lost is an error; that the store cannot be reached is said and tried again.
-    pub(super) async fn renew(&mut self, store: &impl LeaseStore) -> anyhow::Result<()> {
-        match store.renew(&self.network, &self.own).await {
-            Ok(lease) => {
-                tracing::info!(subnet = %lease.subnet, reservation = lease.expires.is_none(), "Lease renewed");
-                self.own = lease;
-                Ok(())
-            }
-            Err(lost @ StoreError::Lost { .. }) => Err(lost.into()),
-            Err(error) => {
-                tracing::warn!(%error, "cannot renew the lease, trying again");
-                Ok(())
-            }
-        }
+    /// Our lease, as the store has it.
+    pub(super) fn take_lease(&mut self, own: Lease) {
+        self.own.expires = own.expires;
     }
 
     /// Says what the engines told. An engine that ended is opened again: a deleted device is one more difference
@@ -439,14 +395,26 @@ impl Node {
         Ok(())
     }
 
+    /// Opens again what ended. What cannot be opened now is said once, and tried again at the next look.
     async fn reopen_engines(&mut self) -> anyhow::Result<()> {
         let mut opened = false;
+        let mut trouble = None;
         for carrier in &mut self.carriers {
-            if carrier.reopen(&self.settings, &self.kernel, &self.backend).await? {
-                opened = true;
-                tracing::info!(device = carrier.tunnel.device, "made the device");
+            match carrier.reopen(&self.settings, &self.kernel, &self.backend).await {
+                Ok(true) => {
+                    opened = true;
+                    tracing::info!(device = carrier.tunnel.device, "made the device");
+                }
+                Ok(false) => {}
+                Err(error) => trouble = Some(format!("{error:#}")),
             }
         }
+        if let Some(why) = &trouble
+            && self.engine_trouble != trouble
+        {
+            tracing::warn!(%why, "pods' packets are not carried, trying again");
+        }
+        self.engine_trouble = trouble;
         if opened {
             self.changed = true;
             self.known = None;
@@ -458,16 +426,6 @@ impl Node {
     /// What carries the packets, and why.
     pub fn choice(&self) -> &Choice {
         &self.choice
-    }
-
-    /// The underlay's interface is still there.
-    pub(super) fn has_underlay(&self) -> bool {
-        self.underlay_is_there
-    }
-
-    /// Its name.
-    pub(super) fn underlay_device(&self) -> &str {
-        &self.underlay.device
     }
 
     /// Stops the engines; their devices and routes go with them. subnet.env and the lease stay.

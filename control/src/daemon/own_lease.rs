@@ -1,5 +1,6 @@
 //! What a lease update says about our own lease. Pure.
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use crate::lease::{Lease, LeaseUpdate};
@@ -18,8 +19,9 @@ pub(super) enum OwnLease {
     Lost(Lease),
 }
 
-/// Compares `update` with the lease we hold.
-pub(super) fn own_lease(own: &Lease, update: &LeaseUpdate) -> OwnLease {
+/// Compares `update` with the lease we hold. `formerly` are addresses that we had: an update that was on its way when ours
+/// changed still has them.
+pub(super) fn own_lease(own: &Lease, formerly: &[IpAddr], update: &LeaseUpdate) -> OwnLease {
     let found = match update {
         LeaseUpdate::Snapshot(all) => all.iter().find(|lease| lease.subnet == own.subnet),
         LeaseUpdate::Upsert(lease) if lease.subnet == own.subnet => Some(lease),
@@ -28,6 +30,9 @@ pub(super) fn own_lease(own: &Lease, update: &LeaseUpdate) -> OwnLease {
     };
     match found {
         None => OwnLease::Republish,
+        Some(lease) if lease.attrs.owner().is_some_and(|owner| formerly.contains(&owner)) => {
+            OwnLease::Republish
+        }
         Some(lease) if lease.attrs.owner() != own.attrs.owner() => OwnLease::Lost(lease.clone()),
         Some(lease) if lease.attrs != own.attrs => OwnLease::Republish,
         Some(lease) if lease.expires != own.expires => OwnLease::Moved(lease.expires),
@@ -78,8 +83,10 @@ mod tests {
             (LeaseUpdate::Remove(other.subnet), OwnLease::Unchanged),
             (LeaseUpdate::Remove(own.subnet), OwnLease::Republish),
         ] {
-            assert_eq!(own_lease(&own, &update), expected, "{update:?}");
+            assert_eq!(own_lease(&own, &[], &update), expected, "{update:?}");
         }
+        let theirs = [IpAddr::from([192, 0, 2, 9])];
+        assert_eq!(own_lease(&own, &theirs, &snapshot(&[&stolen])), OwnLease::Republish, "it was our own");
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub const FLAGS: &[Flag] = &[
         Kind::Text,
         "http://127.0.0.1:4001,http://127.0.0.1:2379",
         "URLS",
-        "etcd servers, by commas; the store if no other is named",
+        "etcd servers, by commas",
     ),
     flag("etcd-prefix", Kind::Text, "/coreos.com/network", "KEY", "where in etcd the network is kept"),
     flag("etcd-cafile", Kind::Text, "", "FILE", "certificates that the etcd servers are trusted by"),
@@ -192,7 +192,7 @@ pub const FLAGS: &[Flag] = &[
         Kind::Text,
         "",
         "FILE",
-        "last known leases, for a start without the store; off: none [leases.json beside the subnet file] (new)",
+        "last known leases; off: none; default: leases.json by the subnet file (new)",
     ),
     flag(
         "hold-back",

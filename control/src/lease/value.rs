@@ -64,6 +64,41 @@ impl BackendData {
             Self::Other { kind, .. } => kind,
         }
     }
+
+    /// From texts that stand apart, as annotations do: the type and one JSON value a family. `null` and nothing are
+    /// the same. The error tells the place in the text that is wrong.
+    pub fn from_texts(kind: &str, v4: Option<&str>, v6: Option<&str>) -> Result<Self, Remark> {
+        let given = |text: Option<&str>| -> Result<Option<Value>, Remark> {
+            let Some(text) = text else { return Ok(None) };
+            let node = Node::parse(text.as_bytes())?;
+            if node.is_null() {
+                return Ok(None);
+            }
+            serde_json::from_str(node.text()).map(Some).map_err(|_| node.expected("JSON of a sane depth"))
+        };
+        let device = |text: Option<&str>| match text {
+            Some(text) => Node::parse(text.as_bytes()).and_then(|node| vxlan_data(&node)),
+            None => Ok(None),
+        };
+        match kind {
+            "" => Ok(Self::Udp),
+            "vxlan" => Ok(Self::Vxlan { v4: device(v4)?, v6: device(v6)? }),
+            _ => Ok(Self::Other { kind: kind.to_owned(), v4: given(v4)?, v6: given(v6)? }),
+        }
+    }
+
+    /// The data of each family as text, IPv4 first; `None` where a backend publishes none.
+    pub fn texts(&self) -> (Option<String>, Option<String>) {
+        match self {
+            Self::Udp => (None, None),
+            Self::Vxlan { v4, v6 } => {
+                (v4.as_ref().map(backend_data_text), v6.as_ref().map(backend_data_text))
+            }
+            Self::Other { v4, v6, .. } => {
+                (v4.as_ref().map(Value::to_string), v6.as_ref().map(Value::to_string))
+            }
+        }
+    }
 }
 
 /// flannel's value of a lease, with `Expiry` in seconds since 1970 behind it if `expires` is given.
@@ -163,8 +198,14 @@ pub fn parse_value(bytes: &[u8]) -> Result<(LeaseAttrs, Option<SystemTime>), Rem
 }
 
 fn vxlan(lease: &Object<'_>, key: &str) -> Result<Option<VxlanData>, Remark> {
+    lease.get(key).map_or(Ok(None), |node| vxlan_data(&node))
+}
+
+fn vxlan_data(node: &Node<'_>) -> Result<Option<VxlanData>, Remark> {
     const EXPECTED: &str = "data like {\"VNI\":1,\"VtepMAC\":\"5a:1c:00:00:00:01\"}";
-    let Some(node) = lease.get(key) else { return Ok(None) };
+    if node.is_null() {
+        return Ok(None);
+    }
     let object = node.object(EXPECTED)?;
     let vni = object.get("VNI").map(|vni| vni.integer(0, 0xff_ffff)).transpose()?;
     let mac = object.get("VtepMAC").ok_or_else(|| node.expected(EXPECTED))?;
@@ -268,6 +309,21 @@ mod tests {
             public_ipv6: v6.map(Into::into),
             backend,
         })
+    }
+
+    #[test]
+    fn texts_apart_say_what_a_value_says() {
+        let data = r#"{"VNI":1,"VtepMAC":"5a:1c:00:00:00:01"}"#;
+        let vxlan = BackendData::from_texts("vxlan", Some(data), Some("null")).unwrap();
+        assert_eq!(vxlan, vxlan_lease(Some(1)).backend);
+        assert_eq!(vxlan.texts(), (Some(data.to_owned()), None));
+        let wireguard = r#"{"PublicKey":"x","Port":51820}"#;
+        let other = BackendData::from_texts("wireguard", Some(wireguard), None).unwrap();
+        assert_eq!(other.texts(), (Some(wireguard.to_owned()), None));
+        assert_eq!(BackendData::from_texts("", Some("null"), None), Ok(BackendData::Udp));
+        for bad in ["", "{", "7", r#"{"VtepMAC":"x"}"#, r#"{"VNI":1}"#, r#"{"VNI":1}{"VNI":1}"#] {
+            assert!(BackendData::from_texts("vxlan", Some(bad), None).is_err(), "{bad}");
+        }
     }
 
     proptest! {

@@ -90,10 +90,8 @@ fn text(plan: &Plan) -> Vec<String> {
 }
 
 /// Every cluster network ends here where no node has the address.
-const CLOSED: [&str; 2] = [
-    "route unreachable 10.5.0.0/16 metric 4294967295",
-    "route unreachable fd00:5::/48 metric 4294967295",
-];
+const CLOSED: [&str; 2] =
+    ["route unreachable 10.5.0.0/16 metric 4294967295", "route unreachable fd00:5::/48 metric 4294967295"];
 
 #[test]
 fn vxlan_has_one_route_a_peer_and_one_device_a_family() {
@@ -238,7 +236,8 @@ fn host_gw_has_routes_by_the_peers_themselves_and_no_device() {
         far.attrs.public_ip = Some("198.51.100.7".parse().unwrap());
         far
     };
-    let others = vec![gateway("10.5.2.0-24&fd00:5:0:2::-64", 2), far.clone(), lease("10.5.3.0-24", 3, vxlan(3))];
+    let others =
+        vec![gateway("10.5.2.0-24&fd00:5:0:2::-64", 2), far.clone(), lease("10.5.3.0-24", 3, vxlan(3))];
     let plan = plan(&backend, BackendData::host_gw(), others);
     assert_eq!(
         text(&plan),
@@ -261,7 +260,8 @@ fn host_gw_has_routes_by_the_peers_themselves_and_no_device() {
 
 #[test]
 fn host_gw_behind_a_nat_is_refused() {
-    let config = NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}"#).unwrap();
+    let config =
+        NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}"#).unwrap();
     let mut nat = underlay();
     nat.v4 = Some(End { local: "192.0.2.1".parse().unwrap(), public: "203.0.113.1".parse().unwrap() });
     let error = Backend::new(&config, Method::HostGw, &nat, |_| mac(1)).unwrap_err().to_string();
@@ -324,7 +324,10 @@ fn leases_that_would_do_harm_are_refused_with_the_reason() {
         (lease("10.5.0.0-16", 2, vxlan(2)), "overlaps our own subnet 10.5.1.0/24"),
         (lease("10.5.1.128-25", 2, vxlan(2)), "overlaps our own subnet"),
         (lease("10.5.2.0-24", 1, vxlan(2)), "is this node's own"),
-        (lease("10.5.2.0-24", 2, BackendData::Vxlan { v4: None, v6: None }), "names no usable VtepMAC for IPv4"),
+        (
+            lease("10.5.2.0-24", 2, BackendData::Vxlan { v4: None, v6: None }),
+            "names no usable VtepMAC for IPv4",
+        ),
     ];
     for (bad, expected) in hostile {
         let plan = plan(&backend("vxlan"), vxlan(1), vec![bad.clone(), good.clone()]);

@@ -1,9 +1,14 @@
 //! What every store promises, as tests that any store can run: implement [`Harness`], then call [`lease_store_contract`].
+//!
+//! A store in this process is tested in paused time (`lease_store_contract!(harness)`), a server in another process in its
+//! own time (`lease_store_contract!(server: harness)`, where `None` skips the test). Time passes for leases by
+//! [`Harness::advance`] in both.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{LeaseRequest, LeaseStore, LeaseWatch, StoreError};
+use super::{Clock, LeaseRequest, LeaseStore, LeaseWatch, StoreError};
 use crate::lease::{BackendData, Key, LEASE_TTL, Lease, LeaseAttrs, LeaseUpdate, Subnet, VxlanData, overlap};
 use dataplane_core::MacAddr;
 
@@ -30,19 +35,51 @@ pub(crate) trait Harness {
     fn spoil(&self, key: &str, value: &[u8]);
 }
 
+/// A clock that moves when it is told to.
+#[derive(Debug, Clone)]
+pub(crate) struct HandClock(Arc<Mutex<SystemTime>>);
+
+impl HandClock {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000))))
+    }
+
+    pub(crate) fn advance(&self, by: Duration) {
+        *self.0.lock().unwrap() += by;
+    }
+}
+
+impl Clock for HandClock {
+    fn now(&self) -> SystemTime {
+        *self.0.lock().unwrap()
+    }
+}
+
 /// Makes one test of each promise for the harness that `$make` returns.
 macro_rules! lease_store_contract {
-    ($make:expr => $($promise:ident),+ $(,)?) => {
-        $(
-            #[tokio::test(start_paused = true)]
-            async fn $promise() {
-                crate::store::contract::$promise($make).await;
+    (@one [$($time:tt)*] $make:expr, $promise:ident) => {
+        #[tokio::test $($time)*]
+        async fn $promise() {
+            if let Some(harness) = $make {
+                crate::store::contract::$promise(harness).await;
             }
-        )+
+        }
+    };
+    (@each $time:tt $make:expr => $($promise:ident),+ $(,)?) => {
+        $( lease_store_contract! { @one $time $make, $promise } )+
+    };
+    ($make:expr => $($promise:ident),+ $(,)?) => {
+        lease_store_contract! { @each [(start_paused = true)] Some($make) => $($promise),+ }
+    };
+    (server: $make:expr) => {
+        lease_store_contract! { @all [] $make }
     };
     ($make:expr) => {
+        lease_store_contract! { @all [(start_paused = true)] Some($make) }
+    };
+    (@all $time:tt $make:expr) => {
         lease_store_contract! {
-            $make =>
+            @each $time $make =>
             a_lease_lasts_a_day_and_is_told,
             the_same_public_address_gets_the_same_subnet,
             attributes_are_replaced_on_return,
@@ -58,6 +95,7 @@ macro_rules! lease_store_contract {
             a_reservation_of_another_node_is_left_alone,
             a_lease_of_another_owner_is_never_overwritten,
             a_deleted_lease_is_published_again,
+            a_node_with_another_address_keeps_its_subnet,
             a_deleted_lease_that_overlaps_another_is_lost,
             the_watch_tells_joins_changes_and_ends,
             an_entry_that_makes_no_sense_costs_nobody_else,
@@ -264,6 +302,24 @@ pub(crate) async fn a_deleted_lease_is_published_again<H: Harness>(h: H) {
     let again = renew(&h, &mine).await.unwrap();
     assert_eq!((again.subnet, &again.attrs), (mine.subnet, &mine.attrs));
     assert_eq!(h.store().held_by(ip(1).into()).await.unwrap(), Some(again));
+}
+
+pub(crate) async fn a_node_with_another_address_keeps_its_subnet<H: Harness>(h: H) {
+    h.configure(NETWORK);
+    let mine = acquire(&h, 1, None).await.unwrap();
+    let theirs = acquire(&h, 2, None).await.unwrap();
+    let store = h.store();
+    let network = store.network().await.unwrap();
+    // Twice: a node that heard no answer asks again.
+    for _ in 0..2 {
+        let moved = store.readdress(&network, &mine, &attrs(7)).await.unwrap();
+        assert_eq!((moved.subnet, &moved.attrs), (mine.subnet, &attrs(7)));
+        assert_eq!(store.held_by(ip(7).into()).await.unwrap(), Some(moved));
+    }
+    assert_eq!(store.held_by(ip(1).into()).await.unwrap(), None);
+    let not_mine = Lease { subnet: theirs.subnet, ..mine };
+    assert!(matches!(store.readdress(&network, &not_mine, &attrs(7)).await, Err(StoreError::Lost { .. })));
+    assert_eq!(store.held_by(ip(2).into()).await.unwrap(), Some(theirs));
 }
 
 pub(crate) async fn a_deleted_lease_that_overlaps_another_is_lost<H: Harness>(h: H) {

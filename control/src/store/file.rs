@@ -21,9 +21,9 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use tokio::time::Instant;
 
-use super::allocate::{Decision, Origin, decide, rival};
+use super::allocate::{Decision, Origin, decide, may_publish};
 use super::{Clock, LeaseRequest, LeaseStore, StoreError, SystemClock, lease_end};
-use crate::lease::{Lease, Subnet, print_value};
+use crate::lease::{Lease, LeaseAttrs, Subnet, print_value};
 use crate::network::NetworkConfig;
 
 mod scan;
@@ -45,9 +45,13 @@ pub struct FileStore<C = SystemClock> {
 }
 
 impl<C: Clock> FileStore<C> {
-    /// Opens the store, making `DIR/subnets` if it is not there.
+    /// Opens the store, making `DIR/subnets` if it is not there. DIR itself is made only where the network's
+    /// configuration is elsewhere: otherwise it holds that, and a DIR that is not there is one that went away.
     pub fn open(dir: &Path, net_config_path: &Path, clock: C) -> Result<Self, StoreError> {
         let store = Self::at(dir, net_config_path, clock);
+        if !dir.exists() && !net_config_path.exists() {
+            return Err(store.no_config());
+        }
         let subnets = store.subnets();
         fs::create_dir_all(&subnets).map_err(during("create the lease directory", &subnets))?;
         Ok(store)
@@ -56,6 +60,10 @@ impl<C: Clock> FileStore<C> {
     /// The store as it is, for who only reads; nothing is made.
     pub fn at(dir: &Path, net_config_path: &Path, clock: C) -> Self {
         Self { dir: dir.to_owned(), net_config_path: net_config_path.to_owned(), clock }
+    }
+
+    fn no_config(&self) -> StoreError {
+        StoreError::NoConfig { tried: vec![self.dir.join("config"), self.net_config_path.clone()] }
     }
 
     fn subnets(&self) -> PathBuf {
@@ -143,10 +151,9 @@ impl<C: Clock> LeaseStore for FileStore<C> {
     }
 
     async fn network(&self) -> Result<NetworkConfig, StoreError> {
-        let tried = vec![self.dir.join("config"), self.net_config_path.clone()];
-        match tried.iter().find(|path| path.exists()) {
+        match [&self.dir.join("config"), &self.net_config_path].into_iter().find(|path| path.exists()) {
             Some(path) => Ok(NetworkConfig::read(path)?),
-            None => Err(StoreError::NoConfig { tried }),
+            None => Err(self.no_config()),
         }
     }
 
@@ -176,20 +183,25 @@ impl<C: Clock> LeaseStore for FileStore<C> {
     }
 
     async fn renew(&self, network: &NetworkConfig, own: &Lease) -> Result<Lease, StoreError> {
+        self.readdress(network, own, &own.attrs).await
+    }
+
+    async fn readdress(
+        &self,
+        network: &NetworkConfig,
+        own: &Lease,
+        attrs: &LeaseAttrs,
+    ) -> Result<Lease, StoreError> {
         let _lock = self.lock().await?;
         let scan = self.scan_locked()?;
         let holder = scan.leases.iter().find(|lease| lease.subnet == own.subnet);
-        if let Some(rival) = rival(network, own, &scan.leases)
-            && let Some(owner) = rival.attrs.owner()
-        {
-            return Err(StoreError::Lost { subnet: own.subnet, owner, theirs: rival.subnet });
-        }
+        may_publish(network, own, attrs, &scan.leases)?;
         let reservation = match holder {
             Some(holder) => holder.expires.is_none(),
             None => own.expires.is_none(),
         };
         let expires = (!reservation).then(|| lease_end(self.clock.now()));
-        let lease = Lease { expires, ..own.clone() };
+        let lease = Lease { subnet: own.subnet, attrs: attrs.clone(), expires };
         self.write(&lease)?;
         Ok(lease)
     }

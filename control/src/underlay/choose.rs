@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use dataplane_core::{IpNet, LinkMtu};
+use dataplane_core::IpNet;
 use hostnet::state::{Link, Route};
 use regex::Regex;
 
-use super::{End, Families, HostView, Underlay, UnderlayError, usable_addresses};
+use super::{on_link, End, Families, HostView, Underlay, UnderlayError, link_mtu, usable_addresses};
 use crate::settings::InterfaceChoice;
 
 /// An interface, and the addresses of it that the choice itself fixed.
@@ -76,7 +76,17 @@ fn candidates<'a>(
             None => ("the default route".to_owned(), by_default_route(families, host)),
         }
     });
-    by_flag.chain(by_default)
+    let by_node = host
+        .known_as
+        .iter()
+        .filter(move |ip| {
+            choice.names_none()
+                && choice.public_ip.is_none()
+                && choice.public_ipv6.is_none()
+                && families.has(**ip)
+        })
+        .map(move |ip| (format!("{ip}, this node's address in the store"), by_address(*ip, host)));
+    by_flag.chain(by_default).chain(by_node)
 }
 
 fn by_name_or_address<'a>(text: &str, host: &'a HostView) -> Result<Pick<'a>, String> {
@@ -185,11 +195,8 @@ fn settle(
     if link.mtu == 0 {
         return Err(format!("{} has MTU 0", link.name));
     }
-    let mtu = LinkMtu(u16::try_from(link.mtu).unwrap_or(u16::MAX));
-    let mut on_link: Vec<IpNet> = usable.iter().map(|address| address.net.trunc()).collect();
-    on_link.sort_unstable();
-    on_link.dedup();
-    Ok(Underlay { device: link.name.clone(), index: link.index, mtu, on_link, v4, v6 })
+    let on_link = on_link(&usable);
+    Ok(Underlay { device: link.name.clone(), index: link.index, mtu: link_mtu(link), on_link, v4, v6 })
 }
 
 /// Sends from the address that chose the interface, else from the public one if it is here, else from the best.
@@ -280,6 +287,7 @@ mod tests {
                 Route::new("::/0".parse().unwrap(), "eth0"),
             ],
             reach: None,
+            known_as: Vec::new(),
         }
     }
 
@@ -365,6 +373,25 @@ mod tests {
     fn a_host_without_a_default_route_is_told_so() {
         let host = HostView { routes: vec![], ..host() };
         assert!(chosen(&[], V4, &host).contains("the default route: there is none"));
+    }
+
+    #[test]
+    fn the_stores_word_for_this_node_is_the_last_hint() {
+        let known_as =
+            vec!["fd00:3::1".parse().unwrap(), "203.0.113.1".parse().unwrap(), "192.0.2.7".parse().unwrap()];
+        let with_route = HostView { known_as, ..host() };
+        assert_eq!(chosen(&[], V4, &with_route), "eth0 (10.0.2.15, mtu 1500)");
+        let mut without = HostView { routes: vec![], ..with_route };
+        assert_eq!(chosen(&[], V4, &without), "eth1 (192.0.2.7, mtu 9000)");
+        assert!(
+            chosen(&["-iface=eth9"], V4, &without).contains("--iface eth9: there is no such interface. ")
+        );
+        without.known_as.truncate(2);
+        let text = chosen(&[], V4, &without);
+        assert!(
+            text.contains("203.0.113.1, this node's address in the store: no interface has this address"),
+            "{text}"
+        );
     }
 
     #[test]

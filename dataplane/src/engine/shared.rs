@@ -1,7 +1,7 @@
 //! What a worker and the engine's handle have in common: the peer table one way, the counters the other way.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use dataplane_core::{Counters, PeerTable};
@@ -14,8 +14,8 @@ pub struct Shared {
     pub(super) table: Arc<ArcSwap<PeerTable>>,
     /// The counters as of the end of the last turn.
     pub(super) board: Board,
-    /// A worker's socket has a guard, which has to follow the peers: wake it when they change.
-    pub(super) guarded: Arc<AtomicBool>,
+    /// How many workers' sockets have a guard, which has to follow the peers: wake them when these change.
+    pub(super) guarded: Arc<AtomicUsize>,
     /// All workers shall end.
     pub(super) stop: Arc<AtomicBool>,
     /// The next turn that reads a packet shall fail: for tests of what happens then.

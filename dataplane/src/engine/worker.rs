@@ -100,6 +100,8 @@ pub struct Worker<T, U> {
     vigil: Vigil,
     /// The peers whose datagrams the socket's guard lets through, while it has one.
     guarded_for: Option<Arc<PeerTable>>,
+    /// This worker is one of those that `Shared::guarded` counts.
+    is_counted: bool,
     /// Turns since the last one that emptied both sides.
     busy_turns: u32,
 }
@@ -170,6 +172,7 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
             receive_failures: 0,
             vigil: Vigil::default(),
             guarded_for: None,
+            is_counted: false,
             busy_turns: 0,
         }
     }
@@ -258,7 +261,7 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
             Order::Lower => {
                 // A socket that keeps its guard keeps out nothing but garbage.
                 self.udp.set_guard(None).ok();
-                self.guarded_for = None;
+                self.lower_guard();
             }
             Order::Stay
                 if self.vigil.is_raised()
@@ -271,8 +274,10 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
     }
 
     fn raise_guard(&mut self) {
-        // First the flag, then the peers: whoever changes them after this look wakes the worker.
-        self.shared.guarded.store(true, Ordering::SeqCst);
+        // First the count, then the peers: whoever changes them after this look wakes the worker.
+        if !std::mem::replace(&mut self.is_counted, true) {
+            self.shared.guarded.fetch_add(1, Ordering::SeqCst);
+        }
         let table = self.shared.table.load_full();
         let WorkerConfig { forwarder, underlay, .. } = &self.config;
         match self.udp.set_guard(Some(&Guard::new(&table, &forwarder.encap, *underlay))) {
@@ -280,8 +285,16 @@ impl<T: TunQueue, U: UdpPort> Worker<T, U> {
             Err(_) => {
                 // One for other peers must not stay.
                 self.udp.set_guard(None).ok();
+                self.lower_guard();
                 self.vigil.give_up();
             }
+        }
+    }
+
+    fn lower_guard(&mut self) {
+        self.guarded_for = None;
+        if std::mem::take(&mut self.is_counted) {
+            self.shared.guarded.fetch_sub(1, Ordering::SeqCst);
         }
     }
 

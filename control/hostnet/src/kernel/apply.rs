@@ -140,9 +140,7 @@ fn request(
         Change::ReplaceRoute(route) => (route::replacing(route, index_for(route)?), SET),
         Change::DeleteRoute(route) => (route::deleting(route, index_for(route)?), 0),
         Change::DeleteFdb(entry) => (neighbour::deleting_fdb(entry, index_of(&entry.device)?), 0),
-        Change::DeleteNeighbour(entry) => {
-            (neighbour::deleting_neighbour(entry, index_of(&entry.device)?), 0)
-        }
+        Change::DeleteNeighbour(entry) => (neighbour::deleting_neighbour(entry, index_of(&entry.device)?), 0),
         Change::DeleteAddress(Address { device, net }) => (address::deleting(index_of(device)?, *net), 0),
     })
 }

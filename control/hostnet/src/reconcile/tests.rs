@@ -120,9 +120,7 @@ fn a_missing_device_fails_by_name_and_the_rest_is_done() {
 #[test]
 fn what_is_not_ours_stays() {
     let foreign = HostState {
-        links: ["eth0", "flannel.1"]
-            .map(|name| LinkState::up(name, 1500))
-            .into(),
+        links: ["eth0", "flannel.1"].map(|name| LinkState::up(name, 1500)).into(),
         neighbours: BTreeSet::from([Neighbour { device: "eth0".to_owned(), ..neighbour(9) }]),
         routes: BTreeSet::from([Route::new("10.5.9.0/24".parse().unwrap(), "eth0")]),
         ..HostState::default()
@@ -162,11 +160,17 @@ fn any_net() -> impl Strategy<Value = IpNet> {
 }
 
 fn any_route() -> impl Strategy<Value = Route> {
-    let unicast =
-        (any_net(), any_device(), prop::option::of(any_ip()), any::<bool>(), 0u32..2, prop::option::of(any_ip()))
-            .prop_map(|(dest, device, via, onlink, metric, source)| {
-                Route { via, onlink, metric, source, ..Route::new(dest, device) }.normalized()
-            });
+    let unicast = (
+        any_net(),
+        any_device(),
+        prop::option::of(any_ip()),
+        any::<bool>(),
+        0u32..2,
+        prop::option::of(any_ip()),
+    )
+        .prop_map(|(dest, device, via, onlink, metric, source)| {
+            Route { via, onlink, metric, source, ..Route::new(dest, device) }.normalized()
+        });
     let refusing = (any_net(), 0u32..2, any::<bool>()).prop_map(|(dest, metric, quiet)| {
         let kind = if quiet { RouteKind::Blackhole } else { RouteKind::Unreachable };
         Route { metric, protocol: RouteProtocol::FLANNEL_RS, ..Route::last_resort(kind, dest) }.normalized()

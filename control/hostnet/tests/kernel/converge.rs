@@ -41,8 +41,7 @@ fn scope() -> Scope {
 /// What is there, without what these states do not say about devices.
 async fn found(kernel: &Kernel, scope: &Scope) -> HostState {
     let mut state = kernel.read(scope).await.unwrap();
-    state.links =
-        state.links.into_iter().map(|link| LinkState { mac: None, alias: None, ..link }).collect();
+    state.links = state.links.into_iter().map(|link| LinkState { mac: None, alias: None, ..link }).collect();
     state
 }
 
@@ -219,7 +218,10 @@ fn thousands_of_changes_are_made_in_order_and_answered_one_by_one() {
         let results = kernel.apply_all(&add.clone().chain(delete).collect::<Vec<_>>()).await;
         assert_eq!(results.len(), 6000);
         let failed: Vec<_> = results.iter().enumerate().filter(|(_, result)| result.is_err()).collect();
-        assert!(matches!(failed.as_slice(), [(1000, Err(error))] if error.errno == Errno::ENODEV), "{failed:?}");
+        assert!(
+            matches!(failed.as_slice(), [(1000, Err(error))] if error.errno == Errno::ENODEV),
+            "{failed:?}"
+        );
         let ours = async || {
             let routes = kernel.routes().await.unwrap();
             routes.iter().filter(|route| route.protocol == RouteProtocol::BOOT).count()

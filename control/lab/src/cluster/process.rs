@@ -37,12 +37,19 @@ struct Written {
 
 impl Process {
     /// Starts `command` in the namespace; its standard input is empty.
-    pub(super) fn start(namespace: &NetNs, mut command: Command) -> anyhow::Result<Self> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    pub(super) fn start(namespace: &NetNs, command: Command) -> anyhow::Result<Self> {
         // A child gets the namespace of the thread that starts it.
-        let child = namespace
-            .run("lab-spawn", || command.spawn())?
-            .with_context(|| format!("start {}", command.get_program().display()))?;
+        namespace.run("lab-spawn", || Self::here(command))?
+    }
+
+    /// Starts `command` in the namespace of this thread; its standard input is empty.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn here(mut command: Command) -> anyhow::Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().with_context(|| format!("start {}", command.get_program().display()))?;
         let mut process = Self { child, log: Arc::default() };
         let (out, err) = (process.child.stdout.take(), process.child.stderr.take());
         process.log.lock().open = usize::from(out.is_some()) + usize::from(err.is_some());

@@ -2,25 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
-use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::*;
 use crate::lease::{BackendData, Key, LeaseAttrs, LeaseUpdate};
 use crate::store::LeaseWatch;
-use crate::store::contract::{Harness, lease_store_contract};
+use crate::store::contract::{HandClock, Harness, lease_store_contract};
 
 lease_store_contract!(FileHarness::new());
-
-/// A clock that moves when it is told to.
-#[derive(Debug, Clone)]
-struct HandClock(Arc<Mutex<SystemTime>>);
-
-impl Clock for HandClock {
-    fn now(&self) -> SystemTime {
-        *self.0.lock().unwrap()
-    }
-}
 
 struct FileHarness {
     dir: tempfile::TempDir,
@@ -29,7 +17,7 @@ struct FileHarness {
 
 impl FileHarness {
     fn new() -> Self {
-        let clock = HandClock(Arc::new(Mutex::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000))));
+        let clock = HandClock::new();
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("subnets")).unwrap();
         Self { dir, clock }
@@ -52,7 +40,7 @@ impl Harness for FileHarness {
     }
 
     fn advance(&self, by: Duration) {
-        *self.clock.0.lock().unwrap() += by;
+        self.clock.advance(by);
     }
 
     fn reserve(&self, key: &str, value: &str) {
