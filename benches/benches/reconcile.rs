@@ -44,7 +44,10 @@ fn main() -> anyhow::Result<()> {
     println!("a look that finds all in order {:>8.1} ms (median of {RUNS})", median(&mut looks));
     let middle = median(&mut ones);
     let worst = ones.last().copied().unwrap_or_default().as_secs_f64() * 1e3;
-    println!("one lease beside {leases}      {middle:>8.1} ms (median of {}), {worst:.1} ms at worst", ones.len());
+    println!(
+        "one lease beside {leases}      {middle:>8.1} ms (median of {}), {worst:.1} ms at worst",
+        ones.len()
+    );
     Ok(())
 }
 

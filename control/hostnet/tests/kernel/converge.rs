@@ -3,7 +3,9 @@ use hostnet::Errno;
 use hostnet::change::Change;
 use hostnet::kernel::{Kernel, Vxlan};
 use hostnet::reconcile::converge;
-use hostnet::state::{Address, FdbEntry, HostState, LinkState, Neighbour, Route, RouteProtocol, RouteScope, Scope};
+use hostnet::state::{
+    Address, FdbEntry, HostState, LinkState, Neighbour, Route, RouteProtocol, RouteScope, Scope,
+};
 
 use super::{in_private_namespace, ip, made_vxlan, net, up};
 
