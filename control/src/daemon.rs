@@ -12,7 +12,7 @@
 //!
 //! The last known network outlives its store: a store that is not there costs no packet, at the start or later.
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use nix::unistd::{Pid, getppid};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -55,7 +55,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
             run_with(settings, async || crate::store::EtcdStore::open(etcd)).await
         }
         #[cfg(not(feature = "etcd"))]
-        StoreChoice::Etcd(_) => bail!(
+        StoreChoice::Etcd(_) => anyhow::bail!(
             "this flanneld is built without etcd: choose --kube-subnet-mgr or --file-subnet-mgr DIR, or take one that is \
              built with the cargo feature `etcd`"
         ),

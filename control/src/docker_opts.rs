@@ -109,7 +109,8 @@ impl Options {
                             "" => words.next().map(String::as_str),
                             joined => Some(joined),
                         };
-                        let value = value.ok_or_else(|| Refusal::Usage(format!("-{letter} needs a value")))?;
+                        let value =
+                            value.ok_or_else(|| Refusal::Usage(format!("-{letter} needs a value")))?;
                         options.take(letter, value)?;
                     }
                     'h' | '?' => return Err(Refusal::Usage(String::new())),
@@ -160,11 +161,7 @@ impl Options {
                 "false" => true,
                 _ => {
                     let value = flannel_does.clone();
-                    return Err(Refusal::Value {
-                        what: "FLANNEL_IPMASQ",
-                        value,
-                        expected: "true or false",
-                    });
+                    return Err(Refusal::Value { what: "FLANNEL_IPMASQ", value, expected: "true or false" });
                 }
             };
             set("IPMASQ", format!("--ip-masq={docker_does}"));
@@ -258,8 +255,7 @@ fn run(words: &[String]) -> anyhow::Result<()> {
     })?;
     let mut variables: BTreeMap<String, String> = std::env::vars_os().filter_map(utf8).collect();
     variables.extend(assignments(&read(&options.subnet_env)?));
-    let text =
-        options.render(&variables).map_err(|refusal| anyhow::anyhow!("mk-docker-opts: {refusal}"))?;
+    let text = options.render(&variables).map_err(|refusal| anyhow::anyhow!("mk-docker-opts: {refusal}"))?;
     // Truncated and written in place, not replaced: the path may be a pipe or /dev/stdout.
     fs::write(&options.docker_env, text).map_err(|error| {
         anyhow::anyhow!("mk-docker-opts: write {}: {error}", options.docker_env.display())

@@ -92,8 +92,7 @@ impl NetworkConfig {
     pub fn read_without_pools(path: &Path) -> Result<Self, ConfigError> {
         let bytes = regular_file::read(path, LONGEST, Links::Follow)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse_with(&bytes, whole)
-            .map_err(|remark| ConfigError::Text { path: path.to_owned(), remark })
+        Self::parse_with(&bytes, whole).map_err(|remark| ConfigError::Text { path: path.to_owned(), remark })
     }
 
     /// Checks a text.
@@ -391,7 +390,8 @@ mod tests {
     fn where_others_assign_subnets_any_network_will_do() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("net-conf.json");
-        std::fs::write(&path, r#"{"Network": "10.244.7.3/29", "SubnetLen": 31, "SubnetMin": "10.3.0.0"}"#).unwrap();
+        std::fs::write(&path, r#"{"Network": "10.244.7.3/29", "SubnetLen": 31, "SubnetMin": "10.3.0.0"}"#)
+            .unwrap();
         let config = NetworkConfig::read_without_pools(&path).unwrap();
         let pool = config.v4.unwrap();
         assert_eq!((pool.network().to_string().as_str(), pool.count()), ("10.244.7.0/29", 1));

@@ -58,10 +58,7 @@ fn flannels_five_examples_come_out_byte_for_byte() {
         (vec!["-i"], format!("{BIP}{IPMASQ}{MTU}")),
         (vec!["-c"], format!("DOCKER_OPTS={ALL}")),
         (vec!["-k", "CUSTOM_KEY"], format!("{BIP}{IPMASQ}{MTU}CUSTOM_KEY={ALL}")),
-        (
-            vec!["-m"],
-            format!("{BIP}{MTU}DOCKER_OPTS=\" --bip=10.1.74.1/24 --mtu=1472\"\n"),
-        ),
+        (vec!["-m"], format!("{BIP}{MTU}DOCKER_OPTS=\" --bip=10.1.74.1/24 --mtu=1472\"\n")),
     ] {
         assert_eq!(written(Some(SUBNET_ENV), &words, &[]), expected, "{words:?}");
     }
@@ -114,10 +111,10 @@ fn the_file_is_read_as_leniently_as_a_shell_does_and_executes_nothing() {
         format!("{BIP}DOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n{MTU}")
     );
     assert!(!trap.exists());
-    assert_eq!(assignments("A=1\nA=2\nB=a\"b c\"'d'e f\n").into_iter().collect::<Vec<_>>(), [
-        ("A".to_owned(), "2".to_owned()),
-        ("B".to_owned(), "ab cde".to_owned())
-    ]);
+    assert_eq!(
+        assignments("A=1\nA=2\nB=a\"b c\"'d'e f\n").into_iter().collect::<Vec<_>>(),
+        [("A".to_owned(), "2".to_owned()), ("B".to_owned(), "ab cde".to_owned())]
+    );
 }
 
 #[test]

@@ -63,7 +63,11 @@ fn dir() -> anyhow::Result<PathBuf> {
 fn find(program: &str) -> Option<PathBuf> {
     let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
     let path = std::env::var_os("PATH")?;
-    assets.into_iter().chain(std::env::split_paths(&path)).map(|dir| dir.join(program)).find(|file| file.exists())
+    assets
+        .into_iter()
+        .chain(std::env::split_paths(&path))
+        .map(|dir| dir.join(program))
+        .find(|file| file.exists())
 }
 
 /// A running API server. Dropping it ends it, and its etcd.
@@ -86,7 +90,10 @@ impl ApiServer {
         let address = node.v4().context("the API server's node has an IPv4 address")?;
         let mut etcd = Command::new(find("etcd").context("etcd")?);
         etcd.arg("--data-dir").arg(dir.join("etcd"));
-        etcd.args(["--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379"]);
+        etcd.args([
+            "--listen-client-urls=http://127.0.0.1:2379",
+            "--advertise-client-urls=http://127.0.0.1:2379",
+        ]);
         etcd.args(["--listen-peer-urls=http://127.0.0.1:2380", "--unsafe-no-fsync"]);
         let etcd = node.spawn(etcd)?;
         etcd.wait_for_line("ready to serve client requests", PATIENCE)?;
@@ -98,7 +105,10 @@ impl ApiServer {
         ensure!(made.status.success(), "no key: {}", String::from_utf8_lossy(&made.stderr));
         fs::write(
             dir.join("tokens.csv"),
-            format!("{ADMIN_TOKEN},admin,1,system:masters\n{},{FLANNEL},2,system:serviceaccounts\n", flannel_token()),
+            format!(
+                "{ADMIN_TOKEN},admin,1,system:masters\n{},{FLANNEL},2,system:serviceaccounts\n",
+                flannel_token()
+            ),
         )?;
         let mut server = Self { server: None, _etcd: etcd, dir: dir.to_owned(), address };
         server.again(node)?;
@@ -137,7 +147,8 @@ impl ApiServer {
             let ready = self.certificate().exists() && {
                 self.kubeconfig("admin", ADMIN_TOKEN)?;
                 let request = async |client: Client| {
-                    let request = kube::core::Request::new("/readyz").get("ping", &kube::api::GetParams::default())?;
+                    let request =
+                        kube::core::Request::new("/readyz").get("ping", &kube::api::GetParams::default())?;
                     Ok(client.request_text(request).await?)
                 };
                 self.admin(node, request).is_ok() && self.roles_are_there(node)
@@ -301,7 +312,10 @@ impl ApiServer {
     /// When the server refuses.
     pub fn delete(&self, node: &Node, name: &str) -> anyhow::Result<()> {
         self.admin(node, async |client| {
-            Ok(Api::<KubeNode>::all(client).delete(name, &kube::api::DeleteParams::default()).await.map(drop)?)
+            Ok(Api::<KubeNode>::all(client)
+                .delete(name, &kube::api::DeleteParams::default())
+                .await
+                .map(drop)?)
         })
     }
 

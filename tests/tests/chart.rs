@@ -78,7 +78,8 @@ fn alike(objects: Vec<Value>) -> Vec<Value> {
             }
         }
         // The order of volumes means nothing.
-        if let Some(volumes) = object.pointer_mut("/spec/template/spec/volumes").and_then(Value::as_array_mut) {
+        if let Some(volumes) = object.pointer_mut("/spec/template/spec/volumes").and_then(Value::as_array_mut)
+        {
             volumes.sort_by_key(|volume| volume["name"].to_string());
         }
     }

@@ -102,22 +102,20 @@ fn the_daemon_takes_the_network_configuration_of_the_manifest() {
 #[test]
 fn the_daemon_may_do_what_it_does_and_nothing_else() {
     let objects = manifest();
-    let rules: Vec<(Vec<String>, Vec<String>)> =
-        find(&objects, "ClusterRole", "flannel").unwrap()["rules"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .inspect(|rule| assert_eq!(rule["apiGroups"], json!([""])))
-            .map(|rule| (texts(&rule["resources"]), texts(&rule["verbs"])))
-            .collect();
+    let rules: Vec<(Vec<String>, Vec<String>)> = find(&objects, "ClusterRole", "flannel").unwrap()["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .inspect(|rule| assert_eq!(rule["apiGroups"], json!([""])))
+        .map(|rule| (texts(&rule["resources"]), texts(&rule["verbs"])))
+        .collect();
     let rule = |resource: &str, verbs: &[&str]| {
         (vec![resource.to_owned()], verbs.iter().map(|verb| (*verb).to_owned()).collect::<Vec<_>>())
     };
-    assert_eq!(rules, [
-        rule("pods", &["get"]),
-        rule("nodes", &["get", "list", "watch"]),
-        rule("nodes/status", &["patch"])
-    ]);
+    assert_eq!(
+        rules,
+        [rule("pods", &["get"]), rule("nodes", &["get", "list", "watch"]), rule("nodes/status", &["patch"])]
+    );
     let flanneld = container(daemon_set(&objects), "kube-flannel").unwrap();
     assert_eq!(flanneld["securityContext"]["privileged"], false);
 }
@@ -126,7 +124,11 @@ fn the_daemon_may_do_what_it_does_and_nothing_else() {
 fn volumes_and_mounts(daemon_set: &Value) -> (BTreeSet<String>, BTreeSet<String>) {
     let pod = &daemon_set["spec"]["template"]["spec"];
     let names = |list: &Value| -> Vec<String> {
-        list.as_array().into_iter().flatten().map(|entry| entry["name"].as_str().unwrap().to_owned()).collect()
+        list.as_array()
+            .into_iter()
+            .flatten()
+            .map(|entry| entry["name"].as_str().unwrap().to_owned())
+            .collect()
     };
     let containers = ["containers", "initContainers"];
     let containers = containers.iter().filter_map(|list| pod[*list].as_array()).flatten();
@@ -180,8 +182,9 @@ fn the_daemon_takes_every_variable_of_the_units_example() {
             .collect()
     };
     let set = variables(&|line| line.starts_with("FLANNELD_").then(|| line.to_owned()));
-    let commented =
-        variables(&|line| line.strip_prefix('#').filter(|rest| rest.starts_with("FLANNELD_")).map(str::to_owned));
+    let commented = variables(&|line| {
+        line.strip_prefix('#').filter(|rest| rest.starts_with("FLANNELD_")).map(str::to_owned)
+    });
     assert!(set.len() > 5 && commented.len() > 2);
     let settled = |environment: Vec<(String, String)>| {
         let flags = RawFlags::parse([], environment).unwrap();

@@ -27,10 +27,13 @@ impl Image {
                 for form in ["", "-restore"] {
                     image.program(
                         &format!("{family}-{variant}{form}"),
-                        &format!("echo \"{family} {variant}{form}\"; for a in \"$@\"; do echo \"$a\"; done; cat"),
+                        &format!(
+                            "echo \"{family} {variant}{form}\"; for a in \"$@\"; do echo \"$a\"; done; cat"
+                        ),
                     );
                 }
-                image.program(&format!("{family}-{variant}-save"), &format!("cat '{}'", image.rules(variant)));
+                image
+                    .program(&format!("{family}-{variant}-save"), &format!("cat '{}'", image.rules(variant)));
             }
         }
         image.has(nft, legacy, legacy_tables);
@@ -95,7 +98,10 @@ fn rules_go_where_the_nodes_rules_are() {
         let image = Image::new(nft, legacy, loaded);
         let words = ["-t", "nat", "-A", "POSTROUTING", "--comment", "flanneld masq"];
         let said = image.call("iptables", &words);
-        assert_eq!(said.lines().collect::<Vec<_>>(), [&[&*format!("iptables {expected}")], &words[..]].concat());
+        assert_eq!(
+            said.lines().collect::<Vec<_>>(),
+            [&[&*format!("iptables {expected}")], &words[..]].concat()
+        );
     }
 }
 

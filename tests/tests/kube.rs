@@ -41,11 +41,16 @@ impl Kubernetes {
         let last = &cluster.nodes()[usize::from(nodes)];
         let names: Vec<String> = cluster.nodes().iter().map(|node| node.name().to_owned()).collect();
         for (number, name) in (1..=nodes).zip(&names) {
-            server.register(last, name, &cidrs(inner, number).iter().map(String::as_str).collect::<Vec<_>>())?;
+            server.register(
+                last,
+                name,
+                &cidrs(inner, number).iter().map(String::as_str).collect::<Vec<_>>(),
+            )?;
         }
         let mut ours = Ours { daemons: Vec::new(), envs: Vec::new(), cluster };
         for index in 0..usize::from(nodes) {
-            let daemon = spawn(scene, &server, &ours.cluster.nodes()[index], &[("NODE_NAME", &names[index])])?;
+            let daemon =
+                spawn(scene, &server, &ours.cluster.nodes()[index], &[("NODE_NAME", &names[index])])?;
             ours.daemons.push(daemon);
         }
         ours.envs = ours.daemons.iter().map(Daemon::ready).collect::<anyhow::Result<_>>()?;
@@ -192,15 +197,17 @@ fn an_api_server_that_is_gone_costs_no_packet_and_one_that_returns_is_followed(
     kubernetes.server.annotate(last, "elsewhere", &lease)?;
     let joined = |daemon: &Daemon| {
         until("the new node is learnt", || {
-            Ok(daemon.log().lines().any(|line| line.contains("a node joined") && line.contains("10.5.77.0/24")))
+            Ok(daemon
+                .log()
+                .lines()
+                .any(|line| line.contains("a node joined") && line.contains("10.5.77.0/24")))
         })
     };
     let learnt = kubernetes.ours.daemons.iter().try_for_each(joined);
     kubernetes.with_logs(learnt)?;
     kubernetes.server.delete(last, "elsewhere")?;
-    let left = kubernetes.ours.daemons.iter().try_for_each(|daemon| {
-        daemon.wait_for_line("a node left").map(drop)
-    });
+    let left =
+        kubernetes.ours.daemons.iter().try_for_each(|daemon| daemon.wait_for_line("a node left").map(drop));
     kubernetes.with_logs(left)?;
     reach::transfer(path, 1_000_000)?;
     kubernetes.ours.stop().map(drop)

@@ -322,16 +322,26 @@ impl<C: Clock + Send + Sync + 'static> LeaseStore for EtcdStore<C> {
     }
 
     async fn renew(&self, network: &NetworkConfig, own: &Lease) -> Result<Lease, StoreError> {
+        self.readdress(network, own, &own.attrs).await
+    }
+
+    async fn readdress(
+        &self,
+        network: &NetworkConfig,
+        own: &Lease,
+        attrs: &LeaseAttrs,
+    ) -> Result<Lease, StoreError> {
         self.claim(|listing| {
             let leases = listing.leases();
             if let Some(rival) = rival(network, own, &leases)
                 && let Some(owner) = rival.attrs.owner()
+                && !(rival.subnet == own.subnet && Some(owner) == attrs.owner())
             {
                 return Err(StoreError::Lost { subnet: own.subnet, owner, theirs: rival.subnet });
             }
             let held = leases.iter().find(|lease| lease.subnet == own.subnet);
             let reservation = held.unwrap_or(own).expires.is_none();
-            Ok(Claim { subnet: own.subnet, attrs: own.attrs.clone(), reservation, release: Vec::new() })
+            Ok(Claim { subnet: own.subnet, attrs: attrs.clone(), reservation, release: Vec::new() })
         })
         .await
     }

@@ -133,12 +133,15 @@ impl KubeStore {
             let (pod, namespace) = self.settings.pod.as_ref().ok_or_else(|| {
                 StoreError::NotYet("nothing says which node this is: set NODE_NAME".to_owned())
             })?;
-            let request = Request::new(format!("/api/v1/namespaces/{namespace}/pods")).get(pod, &GetParams::default());
+            let request =
+                Request::new(format!("/api/v1/namespaces/{namespace}/pods")).get(pod, &GetParams::default());
             let object: PodObject = self.access.ask(request).await.map_err(|failure| {
                 self.failed("read this pod", &format!("pods: get in {namespace}, or set NODE_NAME"), failure)
             })?;
             object.spec.node_name.filter(|name| !name.is_empty()).ok_or_else(|| {
-                StoreError::NotYet(format!("the pod {namespace}/{pod} is on no node yet, by what the API says"))
+                StoreError::NotYet(format!(
+                    "the pod {namespace}/{pod} is on no node yet, by what the API says"
+                ))
             })
         });
         name.await.map(String::as_str)
@@ -160,8 +163,12 @@ impl KubeStore {
 
     async fn patch_status(&self, patch: &Value) -> Result<NodeObject, StoreError> {
         let name = self.node_name().await?;
-        let request =
-            Request::new(NODES).patch_subresource("status", name, &PatchParams::default(), &Patch::Strategic(patch));
+        let request = Request::new(NODES).patch_subresource(
+            "status",
+            name,
+            &PatchParams::default(),
+            &Patch::Strategic(patch),
+        );
         let failed = |failure| self.failed("patch this node's status", "nodes/status: patch", failure);
         self.access.ask(request).await.map_err(failed)
     }
@@ -190,7 +197,8 @@ impl KubeStore {
             Failure::Status { code: 403, .. } => format!("grant {right} to flannel's ClusterRole"),
             Failure::Status { code: 404, .. } => "see whether its name is right".to_owned(),
             Failure::Status { code: 400 | 422, .. } => {
-                "see what it says about the value, and that nothing else changes requests on their way".to_owned()
+                "see what it says about the value, and that nothing else changes requests on their way"
+                    .to_owned()
             }
             _ => return StoreError::Unreachable { store, why },
         };
@@ -208,21 +216,23 @@ impl KubeStore {
         let mut said: Option<Instant> = None;
         loop {
             let waits_for = match self.own_node().await {
-                Ok(node) => match node.subnet(families).map_err(|error| self.unusable(&node, error.to_string()))? {
-                    Some(subnet) if covers(&subnet, families) => return Ok((node, subnet)),
-                    _ => {
-                        let missing = match families {
-                            Families { v4: true, v6: true } => "a podCIDR of each family",
-                            Families { v4: true, .. } => "an IPv4 podCIDR",
-                            Families { .. } => "an IPv6 podCIDR",
-                        };
-                        format!(
-                            "waiting for node {:?} to get {missing}: the controller manager assigns it (kubeadm init \
+                Ok(node) => {
+                    match node.subnet(families).map_err(|error| self.unusable(&node, error.to_string()))? {
+                        Some(subnet) if covers(&subnet, families) => return Ok((node, subnet)),
+                        _ => {
+                            let missing = match families {
+                                Families { v4: true, v6: true } => "a podCIDR of each family",
+                                Families { v4: true, .. } => "an IPv4 podCIDR",
+                                Families { .. } => "an IPv6 podCIDR",
+                            };
+                            format!(
+                                "waiting for node {:?} to get {missing}: the controller manager assigns it (kubeadm init \
                              --pod-network-cidr, or kube-controller-manager --allocate-node-cidrs --cluster-cidr)",
-                            node.metadata.name
-                        )
+                                node.metadata.name
+                            )
+                        }
                     }
-                },
+                }
                 Err(StoreError::NotYet(why)) if begin.elapsed() < REGISTRATION => why,
                 Err(error) => return Err(error),
             };
@@ -319,8 +329,9 @@ impl LeaseStore for KubeStore {
                     pools.join(" and "),
                     self.net_config_path.display()
                 ),
-                remedy: "let Network (in net-conf.json) and the controller manager's --cluster-cidr say the same"
-                    .to_owned(),
+                remedy:
+                    "let Network (in net-conf.json) and the controller manager's --cluster-cidr say the same"
+                        .to_owned(),
             });
         }
         self.publish(node, &request.attrs, families).await
@@ -334,9 +345,13 @@ impl LeaseStore for KubeStore {
             return Err(StoreError::Refused {
                 store: self.access.place(),
                 doing: "keep this node's lease",
-                why: format!("the podCIDR of node {:?} was {} and is {present}", node.metadata.name, own.subnet),
-                remedy: "restart flanneld, and then the pods of this node: they have addresses of the old network"
-                    .to_owned(),
+                why: format!(
+                    "the podCIDR of node {:?} was {} and is {present}",
+                    node.metadata.name, own.subnet
+                ),
+                remedy:
+                    "restart flanneld, and then the pods of this node: they have addresses of the old network"
+                        .to_owned(),
             });
         }
         self.publish(node, &own.attrs, families).await
@@ -348,7 +363,8 @@ impl LeaseStore for KubeStore {
             Err(StoreError::NotYet(_)) => return Ok(PublicAddresses::default()),
             Err(error) => return Err(error),
         };
-        let wrong = |(key, text): (String, String)| self.wrong_address("name this node's address", &key, &text);
+        let wrong =
+            |(key, text): (String, String)| self.wrong_address("name this node's address", &key, &text);
         let (v4, v6) = self.keys.node_addresses(node.annotations()).map_err(wrong)?;
         Ok(PublicAddresses { v4, v6 })
     }
@@ -395,7 +411,9 @@ pub(crate) fn fuzz_node(data: &[u8]) {
         }
         let desired = keys.desired(&lease.attrs, annotations);
         annotations.extend(desired);
-        let Claim::Holds(republished) = again.claim(&keys, families) else { panic!("no lease any more: {again:?}") };
+        let Claim::Holds(republished) = again.claim(&keys, families) else {
+            panic!("no lease any more: {again:?}")
+        };
         assert_eq!(republished.subnet, lease.subnet);
         // JSON numbers of other backends may differ in their last digit.
         if !matches!(lease.attrs.backend, BackendData::Other { .. }) {
@@ -432,7 +450,9 @@ fn ready_patch(node: &NodeObject, now: SystemTime) -> Option<Value> {
 fn rfc3339(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-    k8s_openapi::jiff::Timestamp::from_second(seconds).unwrap_or(k8s_openapi::jiff::Timestamp::MAX).to_string()
+    k8s_openapi::jiff::Timestamp::from_second(seconds)
+        .unwrap_or(k8s_openapi::jiff::Timestamp::MAX)
+        .to_string()
 }
 
 /// The subnet has every family that is on.

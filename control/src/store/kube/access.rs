@@ -80,7 +80,8 @@ impl Access {
             (Some(url), _) => format!("the Kubernetes API at {}", without_secrets(url)),
             (None, Some(path)) => format!("the Kubernetes API of {}", path.display()),
             (None, None) => {
-                let host = std::env::var("KUBERNETES_SERVICE_HOST").unwrap_or_else(|_| "its cluster".to_owned());
+                let host =
+                    std::env::var("KUBERNETES_SERVICE_HOST").unwrap_or_else(|_| "its cluster".to_owned());
                 format!("the Kubernetes API at {host}")
             }
         }
@@ -98,7 +99,8 @@ impl Access {
             serde_json::from_slice(&bytes).map_err(|error| Failure::Nonsense(error.to_string()))
         };
         let answer = tokio::time::timeout(PATIENCE, whole).await;
-        let answer = answer.unwrap_or_else(|_| Err(Failure::Silent(format!("no answer within {PATIENCE:?}"))));
+        let answer =
+            answer.unwrap_or_else(|_| Err(Failure::Silent(format!("no answer within {PATIENCE:?}"))));
         if let Err(failure) = &answer {
             self.learn_from(failure);
         }
@@ -122,7 +124,8 @@ impl Access {
     }
 
     async fn send(&self, request: Result<Request, RequestError>) -> Result<Response<Body>, Failure> {
-        let request = request.map_err(|error| Failure::Nonsense(format!("no request can be made: {error}")))?;
+        let request =
+            request.map_err(|error| Failure::Nonsense(format!("no request can be made: {error}")))?;
         let client = self.client().await?;
         let response =
             client.send(request.map(Body::from)).await.map_err(|error| Failure::Silent(chain(&error)))?;
@@ -130,7 +133,8 @@ impl Access {
             return Ok(response);
         }
         let code = response.status().as_u16();
-        let header = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let header =
+            response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
         let body = Limited::new(response.into_body(), LONGEST_STATUS).collect().await;
         let bytes = body.map(|body| body.to_bytes()).unwrap_or_default();
         // A proxy before the server answers in HTML.
@@ -157,7 +161,9 @@ impl Access {
     }
 
     async fn config(&self) -> Result<Config, Failure> {
-        let url = |text: &str| text.parse().map_err(|_| Failure::Silent(format!("{:?} is no URL", without_secrets(text))));
+        let url = |text: &str| {
+            text.parse().map_err(|_| Failure::Silent(format!("{:?} is no URL", without_secrets(text))))
+        };
         match (&self.settings.kubeconfig, &self.settings.api_url) {
             (Some(path), server) => {
                 let read = Kubeconfig::read_from(path).map_err(|error| Failure::Silent(chain(&error)))?;
@@ -189,8 +195,15 @@ impl Status {
     pub(super) fn failure(self, code: u16) -> Failure {
         let details = self.details.unwrap_or_default();
         let causes = details.causes.unwrap_or_default();
-        let mut message: String =
-            self.message.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect();
+        let mut message: String = self
+            .message
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+            .chars()
+            .take(300)
+            .collect();
         if message.is_empty() {
             message = reason(code).to_owned();
         }
@@ -208,7 +221,10 @@ impl Status {
 }
 
 fn reason(code: u16) -> &'static str {
-    hyper::StatusCode::from_u16(code).ok().and_then(|code| code.canonical_reason()).unwrap_or("no explanation")
+    hyper::StatusCode::from_u16(code)
+        .ok()
+        .and_then(|code| code.canonical_reason())
+        .unwrap_or("no explanation")
 }
 
 /// Why an answer could not be read to its end.
@@ -264,7 +280,9 @@ mod tests {
         let text = r#"{"kind":"Status","code":504,"message":"Timeout: Too large resource version: 9, current: 7",
             "details":{"causes":[{"reason":"ResourceVersionTooLarge","message":"Too large resource version"}],"retryAfterSeconds":1}}"#;
         let status: Status = serde_json::from_str(text).unwrap();
-        let Failure::Status { code, message, retry_after, version_unknown } = status.failure(500) else { panic!() };
+        let Failure::Status { code, message, retry_after, version_unknown } = status.failure(500) else {
+            panic!()
+        };
         assert_eq!((code, retry_after, version_unknown), (504, Some(Duration::from_secs(1)), true));
         assert_eq!(message, "Timeout: Too large resource version: 9, current: 7");
         assert_eq!(Status::default().failure(502).to_string(), "HTTP 502: Bad Gateway");

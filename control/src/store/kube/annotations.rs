@@ -93,7 +93,9 @@ impl Keys {
         }
         // A lone hyphen would be a word of no letter before the hyphen that ends it.
         if !word.is_empty() && (word.len() < 2 || !plain(word)) {
-            return Err(refuse("has something else than lower-case letters, digits, _ and - behind the slash"));
+            return Err(refuse(
+                "has something else than lower-case letters, digits, _ and - behind the slash",
+            ));
         }
         Ok(Self { prefix: whole })
     }
@@ -130,8 +132,7 @@ impl Keys {
             && (!matches!(kind, "vxlan" | "wireguard") || v6.is_some())
         {
             desired.push((self.of(Name::BackendV6Data), v6.unwrap_or_else(|| NULL.to_owned())));
-            desired
-                .push((self.of(Name::PublicIpv6), overwritten(Name::PublicIpv6Overwrite, ip.to_string())));
+            desired.push((self.of(Name::PublicIpv6), overwritten(Name::PublicIpv6Overwrite, ip.to_string())));
         }
         desired.push((self.of(Name::Managed), "true".to_owned()));
         desired
@@ -163,7 +164,11 @@ impl Keys {
         v4.or_else(|| self.address::<Ipv6Addr>(annotations, Name::PublicIpv6Overwrite).err())
     }
 
-    fn address<T: FromStr>(&self, annotations: &Annotations, name: Name) -> Result<Option<T>, (String, String)> {
+    fn address<T: FromStr>(
+        &self,
+        annotations: &Annotations,
+        name: Name,
+    ) -> Result<Option<T>, (String, String)> {
         let text = self.read(annotations, name).filter(|text| !text.is_empty());
         let shown = |text: &str| (self.of(name), text.chars().take(60).collect());
         text.map(|text| text.parse().map_err(|_| shown(text))).transpose()
@@ -198,7 +203,8 @@ mod tests {
     }
 
     fn said(attrs: &LeaseAttrs, present: &[(&str, &str)]) -> Vec<(String, String)> {
-        let present = present.iter().map(|(key, value)| (format!("p.q/{key}"), (*value).to_owned())).collect();
+        let present =
+            present.iter().map(|(key, value)| (format!("p.q/{key}"), (*value).to_owned())).collect();
         let keys = Keys::new("p.q").unwrap();
         let strip = |key: String| key.strip_prefix("p.q/").unwrap().to_owned();
         keys.desired(attrs, &present).into_iter().map(|(key, value)| (strip(key), value)).collect()
@@ -221,7 +227,9 @@ mod tests {
         ] {
             assert_eq!(Keys::new(prefix).unwrap().of(Name::BackendType), key);
         }
-        for bad in ["", "/", "org", "org/", "org/prefix", "org.COM", "org.com/PREFIX", "a.b/c/d", "a.b/-", "a..b"] {
+        for bad in
+            ["", "/", "org", "org/", "org/prefix", "org.COM", "org.com/PREFIX", "a.b/c/d", "a.b/-", "a..b"]
+        {
             let error = Keys::new(bad).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{bad:?} ")), "{error}");
         }

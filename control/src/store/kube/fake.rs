@@ -245,7 +245,9 @@ async fn answer(
     let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
     let query = parts.uri.query().unwrap_or_default().to_owned();
     let parameter = |name: &str| {
-        query.split('&').find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name).map(|(_, v)| v.to_owned()))
+        query
+            .split('&')
+            .find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name).map(|(_, v)| v.to_owned()))
     };
     let path = parts.uri.path().to_owned();
     let kind = match (&parts.method, path.as_str()) {

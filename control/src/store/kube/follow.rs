@@ -174,7 +174,12 @@ impl Follow {
         if first {
             seen.clear();
         }
-        seen.extend(page.nodes.iter().filter(|node| !node.metadata.name.is_empty()).map(|node| self.table.look_at(node)));
+        seen.extend(
+            page.nodes
+                .iter()
+                .filter(|node| !node.metadata.name.is_empty())
+                .map(|node| self.table.look_at(node)),
+        );
         if let Some(next) = page.next.filter(|next| !next.is_empty()) {
             *after = Some(next);
             if first {
@@ -237,7 +242,8 @@ impl Follow {
         if matches!(failure, Failure::TooLong { .. }) && !watching {
             self.page = (self.page / 4).max(SMALLEST_PAGE);
         }
-        let again = failure.lost_track() || self.refusals >= REFUSALS || matches!(failure, Failure::TooLong { .. });
+        let again =
+            failure.lost_track() || self.refusals >= REFUSALS || matches!(failure, Failure::TooLong { .. });
         // Losing track once, after a watch that worked, is usual: then only the spread counts.
         self.pause = if failure.lost_track() && self.failures == 1 { Duration::ZERO } else { self.backoff() };
         if let Failure::Status { retry_after: Some(asked), .. } = failure {
@@ -265,7 +271,8 @@ impl Follow {
     }
 
     fn spread(&mut self, nodes: u64) {
-        let over = SPREAD_PER_NODE.saturating_mul(u32::try_from(nodes).unwrap_or(u32::MAX)).min(LONGEST_PAUSE);
+        let over =
+            SPREAD_PER_NODE.saturating_mul(u32::try_from(nodes).unwrap_or(u32::MAX)).min(LONGEST_PAUSE);
         self.pause = self.pause.max(over.mul_f64(self.random.f64()));
     }
 }

@@ -167,8 +167,8 @@ impl NodeObject {
     pub(super) fn lease(&self, keys: &Keys, families: Families) -> Result<Lease, NodeError> {
         let annotations = self.annotations();
         let subnet = self.subnet(families)?.ok_or(NodeError::NoPodCidr)?;
-        let public_ip =
-            address::<Ipv4Addr>(keys, annotations, Name::PublicIp, families.v4)?.filter(|ip| !ip.is_unspecified());
+        let public_ip = address::<Ipv4Addr>(keys, annotations, Name::PublicIp, families.v4)?
+            .filter(|ip| !ip.is_unspecified());
         let public_ipv6 = address::<Ipv6Addr>(keys, annotations, Name::PublicIpv6, families.v6)?
             .filter(|ip| !ip.is_unspecified());
         let v4 = subnet.v4().filter(|_| public_ip.is_some());
@@ -301,18 +301,18 @@ mod tests {
     fn a_node_that_knows_one_family_keeps_it_in_a_dual_stack_network() {
         let lease = held(node(&["10.244.1.0/24", "fd00:1::/64"], &USUAL).claim(&keys(), BOTH));
         assert_eq!(lease.subnet.to_string(), "10.244.1.0/24");
-        let lease = held(
-            node(&["10.244.1.0/24"], &with(&[("public-ipv6", "2001:db8::1")])).claim(&keys(), BOTH),
-        );
+        let lease =
+            held(node(&["10.244.1.0/24"], &with(&[("public-ipv6", "2001:db8::1")])).claim(&keys(), BOTH));
         assert_eq!(lease.subnet.to_string(), "10.244.1.0/24");
     }
 
     #[test]
     fn what_nobody_can_use_is_named() {
-        let spoiled = |cidrs: &[&str], changes: &[(&str, &str)]| match node(cidrs, &with(changes)).claim(&keys(), V4) {
-            Claim::Spoiled(error) => error.to_string(),
-            other => panic!("{other:?}"),
-        };
+        let spoiled =
+            |cidrs: &[&str], changes: &[(&str, &str)]| match node(cidrs, &with(changes)).claim(&keys(), V4) {
+                Claim::Spoiled(error) => error.to_string(),
+                other => panic!("{other:?}"),
+            };
         let one = &["10.244.1.0/24"][..];
         for (cidrs, changes, expected) in [
             (&[][..], &[][..], "no podCIDR"),

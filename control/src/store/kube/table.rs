@@ -160,7 +160,8 @@ impl Table {
         }
         if let Some(version) = version {
             if self.gone.len() >= REMEMBERED
-                && let Some(oldest) = self.gone.iter().min_by_key(|(_, at)| **at).map(|(name, _)| name.clone())
+                && let Some(oldest) =
+                    self.gone.iter().min_by_key(|(_, at)| **at).map(|(name, _)| name.clone())
             {
                 self.gone.remove(&oldest);
             }
@@ -187,9 +188,9 @@ impl Table {
     fn settle(&mut self, name: &str) -> Vec<LeaseUpdate> {
         let next = self.nodes.get(name).and_then(|seen| seen.lease.clone());
         let contested = next.as_ref().is_some_and(|lease| {
-            self.overlapping(&lease.subnet).into_iter().any(|held| {
-                self.leases.get(&held).is_some_and(|holder| holder.node != name)
-            })
+            self.overlapping(&lease.subnet)
+                .into_iter()
+                .any(|held| self.leases.get(&held).is_some_and(|holder| holder.node != name))
         });
         if contested || !self.losers.is_empty() {
             let before = std::mem::take(&mut self.leases);

@@ -121,7 +121,9 @@ async fn what_somebody_overwrote_is_published_again_and_nothing_else() {
     let lab = Lab::new().await;
     lab.register(Some("10.244.7.0/24"));
     let lease = lab.acquire().await.unwrap();
-    lab.fake.edit("own", |node| node["metadata"]["annotations"][format!("{PREFIX}public-ip")] = "192.0.2.66".into());
+    lab.fake.edit("own", |node| {
+        node["metadata"]["annotations"][format!("{PREFIX}public-ip")] = "192.0.2.66".into()
+    });
     let store = lab.store();
     let network = store.network().await.unwrap();
     assert_eq!(store.renew(&network, &lease).await.unwrap(), lease);
@@ -156,7 +158,10 @@ async fn a_pod_cidr_outside_the_network_is_refused_with_both() {
     let lab = Lab::new().await;
     lab.register(Some("10.42.0.0/24"));
     let error = lab.acquire().await.unwrap_err().to_string();
-    assert!(error.contains("the podCIDR 10.42.0.0/24 of node \"own\" is not in the network 10.244.0.0/16"), "{error}");
+    assert!(
+        error.contains("the podCIDR 10.42.0.0/24 of node \"own\" is not in the network 10.244.0.0/16"),
+        "{error}"
+    );
     assert!(error.contains("--cluster-cidr"), "{error}");
     assert!(lab.fake.seen(Kind::Patch).is_empty());
 }
@@ -369,7 +374,8 @@ async fn a_compacted_history_is_made_good_by_a_list() {
 
 #[tokio::test(start_paused = true)]
 async fn whatever_the_server_answers_leases_stay_and_the_rest_is_learnt_later() {
-    let half = json!({"type": "MODIFIED", "object": node("a", 1, 900).cidr("10.244.1.0/24").json()}).to_string();
+    let half =
+        json!({"type": "MODIFIED", "object": node("a", 1, 900).cidr("10.244.1.0/24").json()}).to_string();
     for fault in [
         Fault::Status(401, None),
         Fault::Status(403, None),
@@ -430,7 +436,8 @@ async fn five_thousand_nodes_come_in_pages() {
     let lab = Lab::new().await;
     std::fs::write(lab.net_conf(), r#"{"Network": "10.0.0.0/8"}"#).unwrap();
     for n in 0..5000u32 {
-        lab.fake.put(node(&format!("n{n:04}"), 1, 1).cidr(&format!("10.{}.{}.0/24", n / 250, n % 250)).json());
+        lab.fake
+            .put(node(&format!("n{n:04}"), 1, 1).cidr(&format!("10.{}.{}.0/24", n / 250, n % 250)).json());
     }
     let mut watch = lab.store().watch().await.unwrap();
     let LeaseUpdate::Snapshot(all) = watch.next().await else { panic!() };
@@ -475,7 +482,10 @@ async fn settings_that_lead_nowhere_say_what_to_do() {
     let mut lab = Lab::new().await;
     lab.settings.annotation_prefix = "org".to_owned();
     let error = KubeStore::open(&lab.settings, &lab.net_conf()).err().unwrap().to_string();
-    assert!(error.contains("\"org\" does not begin with a name") && error.contains("example.org/flannel"), "{error}");
+    assert!(
+        error.contains("\"org\" does not begin with a name") && error.contains("example.org/flannel"),
+        "{error}"
+    );
     lab.settings.annotation_prefix = "flannel.alpha.coreos.com".to_owned();
     (lab.settings.api_url, lab.settings.kubeconfig) = (None, Some(lab.dir.path().join("absent")));
     let error = lab.acquire().await.unwrap_err().to_string();

@@ -126,10 +126,14 @@ impl Run {
             tokio::time::sleep(pause).await;
             match ask {
                 Ask::List { after, limit } => {
-                    let params = ListParams { limit: Some(limit), continue_token: after, ..ListParams::default() };
+                    let params =
+                        ListParams { limit: Some(limit), continue_token: after, ..ListParams::default() };
                     match self.access.ask::<NodeList>(Request::new(NODES).list(&params)).await {
                         Ok(list) if list.kind != "NodeList" => {
-                            self.failed(&Failure::Nonsense(format!("a {:?} in the place of a NodeList", list.kind)));
+                            self.failed(&Failure::Nonsense(format!(
+                                "a {:?} in the place of a NodeList",
+                                list.kind
+                            )));
                         }
                         Ok(list) => {
                             self.heard();
@@ -351,7 +355,8 @@ mod tests {
         let read = |text: &str| parse(text.as_bytes());
         let bookmark = r#"{"type":"BOOKMARK","object":{"kind":"Node","metadata":{"resourceVersion":"12","creationTimestamp":null},"spec":{},"status":{}}}"#;
         assert_eq!(read(bookmark), Ok(Some(Event::Bookmark("12".to_owned()))));
-        let gone = r#"{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old resource version"}}"#;
+        let gone =
+            r#"{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old resource version"}}"#;
         let Ok(Some(Event::Error(failure))) = read(gone) else { panic!() };
         assert_eq!(failure.to_string(), "HTTP 410: too old resource version");
         assert_eq!(read(r#"{"type":"NEWS","object":{}}"#), Ok(None));

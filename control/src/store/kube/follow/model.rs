@@ -144,7 +144,8 @@ fn question(
     faults: bool,
 ) {
     let silent = || Failure::Silent("reset".to_owned());
-    let status = |code| Failure::Status { code, message: String::new(), retry_after: None, version_unknown: false };
+    let status =
+        |code| Failure::Status { code, message: String::new(), retry_after: None, version_unknown: false };
     let (_, ask) = follow.ask();
     if faults && random.u32(0..8) == 0 {
         let failure = random.choice([silent(), status(500), status(410), status(429)]).expect("not empty");

@@ -42,7 +42,9 @@ fn pages_are_one_snapshot_and_a_large_cluster_spreads_them() {
     for seed in 0..50 {
         let mut follow = Follow::new(Table::new(keys(), families()), fastrand::Rng::with_seed(seed));
         let nodes = |range: std::ops::Range<u8>| {
-            range.map(|n| node(&format!("n{n}"), 1, 1).cidr(&format!("10.244.{n}.0/24")).build()).collect::<Vec<_>>()
+            range
+                .map(|n| node(&format!("n{n}"), 1, 1).cidr(&format!("10.244.{n}.0/24")).build())
+                .collect::<Vec<_>>()
         };
         let first = Page {
             nodes: nodes(0..50),
@@ -65,7 +67,11 @@ fn pages_are_one_snapshot_and_a_large_cluster_spreads_them() {
 #[test]
 fn a_page_token_that_expired_begins_the_list_again() {
     let mut follow = follow();
-    follow.listed(Page { nodes: vec![node("gone", 1, 1).build()], next: Some("t".to_owned()), ..Page::default() });
+    follow.listed(Page {
+        nodes: vec![node("gone", 1, 1).build()],
+        next: Some("t".to_owned()),
+        ..Page::default()
+    });
     follow.failed(&Failure::Silent("reset".to_owned()));
     assert!(matches!(follow.ask().1, Ask::List { after: Some(_), .. }), "the token is still good");
     follow.failed(&status(410));
@@ -122,7 +128,8 @@ fn a_silent_server_costs_no_list_and_is_asked_at_most_every_half_minute() {
 #[test]
 fn a_version_that_the_server_does_not_know_lists_again() {
     let mut follow = watching();
-    let unknown = Failure::Status { code: 504, message: String::new(), retry_after: None, version_unknown: true };
+    let unknown =
+        Failure::Status { code: 504, message: String::new(), retry_after: None, version_unknown: true };
     follow.failed(&unknown);
     assert_eq!(from(&mut follow), None);
 }

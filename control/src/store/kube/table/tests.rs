@@ -35,8 +35,7 @@ fn the_older_node_keeps_a_pod_cidr_that_two_want() {
     let old = node("b", 10, 2).cidr("10.244.1.0/24");
     let mut table = table(&[young.build(), old.build()]);
     assert_eq!(held(&table), pairs(&[("10.244.1.0/24", "b")]));
-    let conflict =
-        Conflict { holder: "b".into(), loser: "a".into(), subnet: old.lease().subnet };
+    let conflict = Conflict { holder: "b".into(), loser: "a".into(), subnet: old.lease().subnet };
     assert_eq!(table.conflicts(), [conflict]);
     let updates = table.remove(&old.version(3).build());
     assert_eq!(told(&updates), ["+ 10.244.1.0/24"]);
@@ -109,7 +108,11 @@ fn what_was_known_of_a_spoiled_node_stays_and_the_node_is_named() {
 #[test]
 fn thousands_of_nodes_are_settled_without_a_conflict() {
     let nodes: Vec<_> = (0..5000u32)
-        .map(|n| node(&format!("n{n}"), n.into(), n.into()).cidr(&format!("10.{}.{}.0/24", n / 256, n % 256)).build())
+        .map(|n| {
+            node(&format!("n{n}"), n.into(), n.into())
+                .cidr(&format!("10.{}.{}.0/24", n / 256, n % 256))
+                .build()
+        })
         .collect();
     let table = table(&nodes);
     assert_eq!((table.len(), table.leases.len(), table.ranges.len()), (5000, 5000, 5000));
