@@ -11,6 +11,7 @@ use control::demo;
 use control::docker_opts;
 use control::flags::{Help, RawFlags};
 use control::install_conf;
+use control::operator;
 use control::settings::{LogFormat, LogSettings, Settings};
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
@@ -33,14 +34,24 @@ fn main() -> ExitCode {
         _ => {}
     }
     match words.first().map(String::as_str) {
+        Some("status" | "peers") => operator::main(words),
         Some("demo") => demo::main(words.into_iter().skip(1).collect()),
         Some("mk-docker-opts") => docker_opts::main(&words[1..]),
         Some("install-conf") => install_conf::main(&words[1..]),
-        _ => run_daemon(words),
+        Some("explain") => run_daemon(words.into_iter().skip(1).collect(), Task::Explain),
+        _ => run_daemon(words, Task::Run),
     }
 }
 
-fn run_daemon(words: Vec<String>) -> ExitCode {
+/// What to do with the daemon's flags.
+enum Task {
+    /// Be the daemon.
+    Run,
+    /// Print what the daemon would do.
+    Explain,
+}
+
+fn run_daemon(words: Vec<String>, task: Task) -> ExitCode {
     // A variable that is not UTF-8 cannot be one of ours.
     let environment =
         std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()));
@@ -60,16 +71,21 @@ fn run_daemon(words: Vec<String>) -> ExitCode {
         Err(error) => return refuse(&error.to_string()),
     };
     log_to_stderr(settings.log);
+    tracing::info!("flanneld v{} starts, options: {}", env!("CARGO_PKG_VERSION"), flags.shown());
     for notice in &settings.notices {
         tracing::warn!("{notice}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(daemon::run(&settings)),
+        Ok(runtime) => match task {
+            Task::Run => runtime.block_on(daemon::run(&settings)).map(|()| None),
+            Task::Explain => runtime.block_on(daemon::explain(&settings)).map(Some),
+        },
         Err(error) => Err(anyhow::Error::new(error).context("start the runtime")),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(text)) => say(&mut io::stdout(), text),
         Err(error) => {
             tracing::error!("{}", in_one_line(&error));
             ExitCode::FAILURE

@@ -9,6 +9,7 @@ use dataplane_core::{IpNet, Ipv4Net, Ipv6Net, Vni};
 use hostnet::regular_file::{self, Links};
 
 use crate::json::{Node, Object, Remark};
+use crate::settings::EngineChoice;
 
 mod pool;
 
@@ -33,6 +34,9 @@ pub struct NetworkConfig {
     pub nftables: bool,
     /// How packets travel.
     pub backend: BackendConfig,
+    /// `Backend.Engine`, a key of this project: whether the engine carries packets that the kernel could carry. The flag
+    /// `--engine` goes before it.
+    pub engine: Option<EngineChoice>,
     /// What the text asks for and does not get, each with its place and the reason.
     pub notices: Vec<Remark>,
     /// The text that all this was read from, for a copy on disk.
@@ -40,7 +44,7 @@ pub struct NetworkConfig {
 }
 
 /// `Backend` with the options of its `Type`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendConfig {
     /// flannel's raw format: one bare IP packet a datagram.
     Udp {
@@ -55,7 +59,17 @@ pub enum BackendConfig {
         port: u16,
         /// MTU of the underlay, in bytes, in place of the interface's own.
         mtu: Option<u16>,
+        /// Group policy extension, which only the kernel's device knows.
+        gbp: bool,
+        /// MAC addresses are learnt from what arrives, which only the kernel's device does.
+        learning: bool,
+        /// Peers on the underlay's own link are reached by plain routes.
+        direct_routing: bool,
     },
+    /// No tunnel: each peer is the gateway of its subnet.
+    HostGw,
+    /// A lease and its subnet.env, nothing more.
+    Alloc,
 }
 
 /// Why there is no configuration.
@@ -82,22 +96,31 @@ pub enum ConfigError {
 impl NetworkConfig {
     /// Reads and checks `path`.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let bytes = regular_file::read(path, LONGEST, Links::Follow)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&bytes).map_err(|remark| ConfigError::Text { path: path.to_owned(), remark })
+        Self::read_with(path, Self::parse)
     }
 
-    /// Reads `path` where somebody else assigns the subnets: the keys about them are not looked at, as in flannel, and
-    /// a network of any size will do. Each pool is its whole network.
-    pub fn read_without_pools(path: &Path) -> Result<Self, ConfigError> {
+    /// Reads and checks `path` as [`NetworkConfig::parse_without_pool`] does.
+    pub fn read_without_pool(path: &Path) -> Result<Self, ConfigError> {
+        Self::read_with(path, Self::parse_without_pool)
+    }
+
+    fn read_with(path: &Path, parse: fn(&[u8]) -> Result<Self, Remark>) -> Result<Self, ConfigError> {
         let bytes = regular_file::read(path, LONGEST, Links::Follow)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse_with(&bytes, whole).map_err(|remark| ConfigError::Text { path: path.to_owned(), remark })
+        parse(&bytes).map_err(|remark| ConfigError::Text { path: path.to_owned(), remark })
     }
 
     /// Checks a text.
     pub fn parse(bytes: &[u8]) -> Result<Self, Remark> {
         Self::parse_with(bytes, pool)
+    }
+
+    /// Checks a text where somebody else hands out the subnets, as Kubernetes does: `SubnetLen`, `SubnetMin`, `SubnetMax`
+    /// and how many subnets there are do not matter, as in flannel, and each pool is its whole network.
+    pub fn parse_without_pool(bytes: &[u8]) -> Result<Self, Remark> {
+        Self::parse_with(bytes, |object, keys| {
+            network(object, keys).map(|(network, _node)| Pool::whole(network))
+        })
     }
 
     fn parse_with(
@@ -120,13 +143,13 @@ impl NetworkConfig {
         }
         let mut notices = object.unknown_keys(TOP_LEVEL_KEYS, "the network configuration");
         let nftables = enabled("EnableNFTables", false)?;
-        let backend = match object.get("Backend") {
+        let (backend, engine) = match object.get("Backend") {
             Some(node) => backend(&node, &mut notices)?,
-            None => BackendConfig::Udp { port: UDP_PORT },
+            None => (BackendConfig::Udp { port: UDP_PORT }, None),
         };
         notices.sort_by_key(|notice| notice.at);
         let text = String::from_utf8_lossy(bytes).into();
-        Ok(Self { v4, v6, nftables, backend, notices, text })
+        Ok(Self { v4, v6, nftables, backend, engine, notices, text })
     }
 
     /// Both ask for the same network, whatever the texts look like.
@@ -147,6 +170,8 @@ impl BackendConfig {
         match self {
             Self::Udp { .. } => "udp",
             Self::Vxlan { .. } => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::Alloc => "alloc",
         }
     }
 }
@@ -203,15 +228,12 @@ const IPV6: FamilyKeys = FamilyKeys {
     limits: pool::Limits { longest_network: 124, longest_subnet: 126, usual_subnet: 64 },
 };
 
+/// The network of a family, and where it stands.
 fn network<'a>(object: &Object<'a>, keys: &FamilyKeys) -> Result<(IpNet, Node<'a>), Remark> {
     let Some(node) = object.get(keys.network) else {
         return Err(object.missing(keys.network, keys.expected_network, TOP_LEVEL_KEYS));
     };
     Ok(((keys.parse_network)(&node, keys.expected_network)?, node))
-}
-
-fn whole(object: &Object<'_>, keys: &FamilyKeys) -> Result<Pool, Remark> {
-    network(object, keys).map(|(network, _)| Pool::whole(network))
 }
 
 fn pool(object: &Object<'_>, keys: &FamilyKeys) -> Result<Pool, Remark> {
@@ -256,13 +278,17 @@ fn pool(object: &Object<'_>, keys: &FamilyKeys) -> Result<Pool, Remark> {
     )
 }
 
-const VXLAN_KEYS: &[&str] = &["Type", "VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting"];
-const UDP_KEYS: &[&str] = &["Type", "Port"];
-const OURS: &str = "\"vxlan\" or \"udp\"";
+const VXLAN_KEYS: &[&str] = &["Type", "Engine", "VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting"];
+const UDP_KEYS: &[&str] = &["Type", "Engine", "Port"];
+const BARE_KEYS: &[&str] = &["Type", "Engine"];
+const OURS: &str = "\"vxlan\", \"host-gw\", \"udp\" or \"alloc\"";
 /// Backends that flannel has and this version does not.
-const FLANNELS: &[&str] = &["alloc", "extension", "host-gw", "ipip", "ipsec", "tencent-vpc", "wireguard"];
+const FLANNELS: &[&str] = &["extension", "ipip", "ipsec", "tencent-vpc"];
 
-fn backend(node: &Node<'_>, notices: &mut Vec<Remark>) -> Result<BackendConfig, Remark> {
+fn backend(
+    node: &Node<'_>,
+    notices: &mut Vec<Remark>,
+) -> Result<(BackendConfig, Option<EngineChoice>), Remark> {
     let object = node.object("an object like {\"Type\": \"vxlan\"}")?;
     let Some(kind_node) = object.get("Type") else {
         let Remark { at, text } = object.missing("Type", OURS, VXLAN_KEYS);
@@ -275,61 +301,62 @@ fn backend(node: &Node<'_>, notices: &mut Vec<Remark>) -> Result<BackendConfig, 
         }
         None => Ok(default),
     };
-    match kind.as_str() {
-        "udp" => {
-            notices.extend(object.unknown_keys(UDP_KEYS, "backend udp"));
-            Ok(BackendConfig::Udp { port: port(1, UDP_PORT)? })
-        }
-        "vxlan" => {
-            notices.extend(object.unknown_keys(VXLAN_KEYS, "backend vxlan"));
-            for (key, why) in IGNORED_BY_THE_ENGINE {
-                if let Some(node) = object.get(key)
-                    && node.boolean()?
-                {
-                    notices.push(Remark { at: node.position(), text: format!("{key} is ignored: {why}") });
-                }
-            }
-            let vni = match object.get("VNI") {
-                Some(node) => {
-                    let number = node.integer(0, 0xff_ffff)?;
-                    Vni::new(number).ok_or_else(|| node.expected("a number of 24 bits"))?
-                }
-                None => DEFAULT_VNI,
-            };
-            let mtu = match object.get("MTU") {
-                Some(node) => Some(node.integer(0, u16::MAX.into())? as u16).filter(|&mtu| mtu > 0),
-                None => None,
-            };
-            // flannel gives Port 0 to nobody, and the kernel then takes its own default.
-            Ok(BackendConfig::Vxlan { vni, port: port(0, VXLAN_PORT)?, mtu })
-        }
+    let (backend, keys) = match kind.as_str() {
+        "udp" => (BackendConfig::Udp { port: port(1, UDP_PORT)? }, UDP_KEYS),
+        // flannel gives Port 0 to nobody, and the kernel then takes its own default.
+        "vxlan" => (vxlan(&object, port(0, VXLAN_PORT)?)?, VXLAN_KEYS),
+        "host-gw" => (BackendConfig::HostGw, BARE_KEYS),
+        "alloc" => (BackendConfig::Alloc, BARE_KEYS),
         other => {
-            let known = if FLANNELS.contains(&other) {
-                "is a backend that this version does not have"
-            } else {
-                "is unknown"
+            let known = match other {
+                "wireguard" => "comes with a later version of flannel-rs",
+                other if FLANNELS.contains(&other) => "is a backend that flannel-rs does not have",
+                _ => "is unknown",
             };
             let shown: String = other.chars().take(40).collect();
             let text = format!("backend type \"{shown}\" {known}: expected {OURS}");
-            Err(Remark { at: kind_node.position(), text })
+            return Err(Remark { at: kind_node.position(), text });
         }
-    }
+    };
+    notices.extend(object.unknown_keys(keys, &format!("backend {kind}")));
+    let engine = match object.get("Engine") {
+        Some(node) => {
+            const EXPECTED: &str = "\"auto\", \"always\" or \"never\"";
+            let word = node.string().map_err(|_| node.expected(EXPECTED))?;
+            Some(word.to_ascii_lowercase().parse().map_err(|_| node.expected(EXPECTED))?)
+        }
+        None => None,
+    };
+    Ok((backend, engine))
+}
+
+fn vxlan(object: &Object<'_>, port: u16) -> Result<BackendConfig, Remark> {
+    let vni = match object.get("VNI") {
+        Some(node) => {
+            let number = node.integer(0, 0xff_ffff)?;
+            Vni::new(number).ok_or_else(|| node.expected("a number of 24 bits"))?
+        }
+        None => DEFAULT_VNI,
+    };
+    let mtu = match object.get("MTU") {
+        Some(node) => Some(node.integer(0, u16::MAX.into())? as u16).filter(|&mtu| mtu > 0),
+        None => None,
+    };
+    let switch = |key| object.get(key).map_or(Ok(false), |node| node.boolean());
+    Ok(BackendConfig::Vxlan {
+        vni,
+        port,
+        mtu,
+        gbp: switch("GBP")?,
+        learning: switch("Learning")?,
+        direct_routing: switch("DirectRouting")?,
+    })
 }
 
 const DEFAULT_VNI: Vni = match Vni::new(1) {
     Some(vni) => vni,
     None => panic!("1 has 24 bits"),
 };
-
-/// Options of the kernel's VXLAN device that have no meaning where the engine carries the packets.
-const IGNORED_BY_THE_ENGINE: [(&str, &str); 3] = [
-    (
-        "GBP",
-        "the engine knows no group policy, and drops frames that carry one as the kernel does without it",
-    ),
-    ("Learning", "the engine takes peers from leases only, never from packets"),
-    ("DirectRouting", "this version sends to every peer through the tunnel"),
-];
 
 #[cfg(test)]
 mod tests {
@@ -392,11 +419,11 @@ mod tests {
         let path = dir.path().join("net-conf.json");
         std::fs::write(&path, r#"{"Network": "10.244.7.3/29", "SubnetLen": 31, "SubnetMin": "10.3.0.0"}"#)
             .unwrap();
-        let config = NetworkConfig::read_without_pools(&path).unwrap();
+        let config = NetworkConfig::read_without_pool(&path).unwrap();
         let pool = config.v4.unwrap();
         assert_eq!((pool.network().to_string().as_str(), pool.count()), ("10.244.7.0/29", 1));
         std::fs::write(&path, r#"{"Network": "fd00::/64"}"#).unwrap();
-        let error = NetworkConfig::read_without_pools(&path).unwrap_err().to_string();
+        let error = NetworkConfig::read_without_pool(&path).unwrap_err().to_string();
         assert!(error.contains("1:13: expected an IPv4 network"), "{error}");
     }
 
@@ -446,12 +473,22 @@ mod tests {
             .unwrap();
         assert_eq!(
             config.backend,
-            BackendConfig::Vxlan { vni: Vni::new(7).unwrap(), port: 4789, mtu: Some(1400) }
+            BackendConfig::Vxlan {
+                vni: Vni::new(7).unwrap(),
+                port: 4789,
+                mtu: Some(1400),
+                gbp: false,
+                learning: false,
+                direct_routing: false,
+            }
         );
         let config =
             parse(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan", "Port": 0, "MTU": 0}}"#)
                 .unwrap();
-        assert_eq!(config.backend, BackendConfig::Vxlan { vni: DEFAULT_VNI, port: 8472, mtu: None });
+        assert!(matches!(
+            config.backend,
+            BackendConfig::Vxlan { vni: DEFAULT_VNI, port: 8472, mtu: None, .. }
+        ));
     }
 
     #[test]
@@ -463,12 +500,51 @@ mod tests {
     }
 
     #[test]
-    fn what_the_engine_ignores_is_said_once_with_the_reason() {
-        let text = "{\"Network\": \"10.3.0.0/16\",\n \"Backend\": {\"Type\": \"vxlan\", \"GBP\": true,\n \"DirectRouting\": true, \"Learning\": false}}";
-        let notices: Vec<_> = parse(text).unwrap().notices.iter().map(ToString::to_string).collect();
-        assert_eq!(notices.len(), 2, "{notices:?}");
-        assert!(notices[0].starts_with("2:38: GBP is ignored: "), "{notices:?}");
-        assert!(notices[1].starts_with("3:19: DirectRouting is ignored: "), "{notices:?}");
+    fn vxlans_switches_are_read() {
+        let of = |text: &str| match parse(text).unwrap().backend {
+            BackendConfig::Vxlan { gbp, learning, direct_routing, .. } => (gbp, learning, direct_routing),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(of(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan"}}"#), (false, false, false));
+        let on = r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan", "GBP": true, "Learning": true, "directrouting": true}}"#;
+        assert_eq!(of(on), (true, true, true));
+    }
+
+    #[test]
+    fn the_engine_is_forced_or_forbidden_by_a_key() {
+        let of = |backend: &str| {
+            parse(&format!("{{\"Network\": \"10.3.0.0/16\", \"Backend\": {{{backend}}}}}"))
+                .map(|config| config.engine)
+        };
+        assert_eq!(of(r#""Type": "vxlan""#).unwrap(), None);
+        assert_eq!(of(r#""Type": "vxlan", "engine": "Always""#).unwrap(), Some(EngineChoice::Always));
+        assert_eq!(of(r#""Type": "udp", "Engine": "never""#).unwrap(), Some(EngineChoice::Never));
+        let error = of(r#""Type": "vxlan", "Engine": true"#).unwrap_err().to_string();
+        assert!(error.contains("expected \"auto\", \"always\" or \"never\", found true"), "{error}");
+    }
+
+    #[test]
+    fn backends_without_options_have_only_their_type() {
+        let config =
+            parse(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "Host-GW", "Port": 1}}"#).unwrap();
+        assert_eq!(config.backend, BackendConfig::HostGw);
+        assert!(
+            config.notices[0].to_string().contains("backend host-gw has no key \"Port\""),
+            "{:?}",
+            config.notices
+        );
+        let config = parse(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "alloc"}}"#).unwrap();
+        assert_eq!((config.backend, config.notices.len()), (BackendConfig::Alloc, 0));
+    }
+
+    #[test]
+    fn where_somebody_else_hands_out_subnets_the_pool_does_not_matter() {
+        let text = r#"{"Network": "10.3.0.0/30", "SubnetLen": 31, "SubnetMin": "10.9.0.1", "Backend": {"Type": "vxlan"}}"#;
+        assert!(parse(text).is_err());
+        let config = NetworkConfig::parse_without_pool(text.as_bytes()).unwrap();
+        assert_eq!(config.v4.unwrap().network().to_string(), "10.3.0.0/30");
+        let error = NetworkConfig::parse_without_pool(br#"{"Network": "10.3.0.0"}"#).unwrap_err().to_string();
+        assert!(error.contains("expected an IPv4 network"), "{error}");
     }
 
     #[test]
@@ -511,16 +587,20 @@ mod tests {
     fn a_backend_that_is_missing_here_is_named() {
         assert_eq!(
             error(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "wireguard"}}"#),
-            "1:48: backend type \"wireguard\" is a backend that this version does not have: expected \"vxlan\" or \"udp\""
+            "1:48: backend type \"wireguard\" comes with a later version of flannel-rs: expected \"vxlan\", \"host-gw\", \"udp\" or \"alloc\""
+        );
+        assert!(
+            error(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "ipip"}}"#)
+                .contains("\"ipip\" is a backend that flannel-rs does not have: expected \"vxlan\"")
         );
         assert!(error(r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "vxlna"}}"#).contains("is unknown"));
         assert_eq!(
             error(r#"{"Network": "10.3.0.0/16", "Backend": {"Prot": 1}}"#),
-            "1:39: Backend has no Type: Type is missing: expected \"vxlan\" or \"udp\""
+            "1:39: Backend has no Type: Type is missing: expected \"vxlan\", \"host-gw\", \"udp\" or \"alloc\""
         );
         assert_eq!(
             error(r#"{"Network": "10.3.0.0/16", "Backend": {"Tpye": "udp"}}"#),
-            "1:40: Backend has no Type: \"Tpye\" is no key, it should be Type: expected \"vxlan\" or \"udp\""
+            "1:40: Backend has no Type: \"Tpye\" is no key, it should be Type: expected \"vxlan\", \"host-gw\", \"udp\" or \"alloc\""
         );
         assert!(error(r#"{"Network": "10.3.0.0/16", "Backend": []}"#).contains("expected an object like"));
     }

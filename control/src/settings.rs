@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU8;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use dataplane::{Duplex, Features, SourcePorts, Spin, Tuning};
@@ -38,8 +39,8 @@ pub struct Settings {
     pub blackhole: bool,
     /// Kernel VXLAN takes packets from leased nodes only.
     pub guard: bool,
-    /// Whether packets are carried in this process.
-    pub engine: EngineChoice,
+    /// Whether packets are carried in this process; `None`: no flag says it, so the network configuration may.
+    pub engine: Option<EngineChoice>,
     /// Engine features to do without.
     pub engine_off: Features,
     /// The engine's threads.
@@ -146,6 +147,24 @@ pub enum EngineChoice {
     Never,
 }
 
+/// A text that is no [`EngineChoice`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected auto, always or never")]
+pub struct NotAnEngineChoice;
+
+impl FromStr for EngineChoice {
+    type Err = NotAnEngineChoice;
+
+    fn from_str(text: &str) -> Result<Self, NotAnEngineChoice> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "always" => Ok(Self::Always),
+            "never" => Ok(Self::Never),
+            _ => Err(NotAnEngineChoice),
+        }
+    }
+}
+
 /// How the underlay's interface is chosen; flannel's flags, in flannel's order.
 #[derive(Debug, Clone, Default)]
 pub struct InterfaceChoice {
@@ -237,12 +256,12 @@ impl Settings {
             "strict" => SourceCheck::Strict,
             _ => return Err(refuse("source-check", "expected loose or strict".to_owned())),
         };
-        let engine = match flags.text("engine") {
-            "auto" => EngineChoice::Auto,
-            "always" => EngineChoice::Always,
-            "never" => EngineChoice::Never,
-            _ => return Err(refuse("engine", "expected auto, always or never".to_owned())),
-        };
+        let engine = flags
+            .text("engine")
+            .parse::<EngineChoice>()
+            .map_err(|NotAnEngineChoice| refuse("engine", NotAnEngineChoice.to_string()))?;
+        // A default leaves the choice to the network configuration.
+        let engine = flags.is_given("engine").then_some(engine);
         let seconds = |name: &str| match u32::try_from(flags.integer(name)) {
             Ok(seconds) => Ok(Duration::from_secs(seconds.into())),
             Err(_) => Err(SettingsError::BadValue {
@@ -252,6 +271,11 @@ impl Settings {
             }),
         };
         let subnet_file = PathBuf::from(subnet_file);
+        let status_socket = match flags.text("status-socket") {
+            "off" => None,
+            "" => Some(subnet_file.with_file_name("flanneld.sock")),
+            path => Some(path.into()),
+        };
         let lease_cache = match flags.text("lease-cache") {
             "off" => None,
             "" => Some(subnet_file.with_file_name("leases.json")),
@@ -277,9 +301,7 @@ impl Settings {
             tuning: tuning(flags)?,
             source_check,
             health: health(flags)?,
-            status_socket: Some(flags.text("status-socket"))
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from),
+            status_socket,
             lease_cache,
             hold_back: seconds("hold-back")?,
             log,
@@ -444,11 +466,7 @@ fn tuning(flags: &RawFlags) -> Result<Tuning, SettingsError> {
     Ok(Tuning { workers, duplex, spin, source_ports })
 }
 
-fn address<T: std::str::FromStr>(
-    flags: &RawFlags,
-    name: &str,
-    expected: &str,
-) -> Result<Option<T>, SettingsError> {
+fn address<T: FromStr>(flags: &RawFlags, name: &str, expected: &str) -> Result<Option<T>, SettingsError> {
     let text = flags.text(name);
     if text.is_empty() {
         return Ok(None);
@@ -510,7 +528,8 @@ mod tests {
         assert_eq!(settings.engine_off, Features::NONE);
         assert!(!settings.rules.masquerade && settings.rules.forward && settings.rules.fully_random);
         assert!(!settings.exit_with_parent && settings.notices.is_empty());
-        assert_eq!((settings.health, settings.engine), (None, EngineChoice::Auto));
+        assert_eq!((settings.health, settings.engine), (None, None));
+        assert_eq!(settings.status_socket, Some(PathBuf::from("/run/flannel/flanneld.sock")));
         assert_eq!(settings.lease_cache, Some(PathBuf::from("/run/flannel/leases.json")));
         assert!(settings.interface.names_none());
     }

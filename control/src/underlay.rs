@@ -56,6 +56,8 @@ pub struct Underlay {
     pub index: u32,
     /// Its MTU.
     pub mtu: LinkMtu,
+    /// The networks on its own wire, as its addresses say, sorted: nodes in them are reached without a gateway.
+    pub on_link: Vec<IpNet>,
     /// Our IPv4 end, if the network has IPv4.
     pub v4: Option<End<Ipv4Addr>>,
     /// Our IPv6 end, if the network has IPv6.
@@ -100,6 +102,11 @@ impl Underlay {
         choose::choose(choice, families, host)
     }
 
+    /// This address is on the interface's own wire.
+    pub fn is_on_link(&self, ip: IpAddr) -> bool {
+        self.on_link.iter().any(|net| net.contains(&ip))
+    }
+
     /// The same interface with the same addresses, under the name and with the MTU that it has there; `None` if the host
     /// does not have it, or not with an address that we send from.
     #[must_use]
@@ -109,8 +116,21 @@ impl Underlay {
         let has = |ip: IpAddr| usable.iter().any(|address| address.net.addr() == ip);
         let there = self.v4.is_none_or(|end| has(end.local.into()))
             && self.v6.is_none_or(|end| has(end.local.into()));
-        there.then(|| Self { device: link.name.clone(), mtu: link_mtu(link), ..self.clone() })
+        there.then(|| Self {
+            device: link.name.clone(),
+            mtu: link_mtu(link),
+            on_link: on_link(&usable),
+            ..self.clone()
+        })
     }
+}
+
+/// The networks of these addresses, each once.
+fn on_link(usable: &[&LinkAddress]) -> Vec<IpNet> {
+    let mut nets: Vec<IpNet> = usable.iter().map(|address| address.net.trunc()).collect();
+    nets.sort_unstable();
+    nets.dedup();
+    nets
 }
 
 /// An MTU beyond what IP can say is as good as the largest it can.

@@ -65,15 +65,18 @@ fn what_is_wrong_with_a_configuration_is_said_with_its_place() {
     assert_eq!(missing.status.code(), Some(1));
     assert!(stderr(&missing).contains("no network configuration: looked for"), "{}", stderr(&missing));
     let config = dir.path().join("config");
-    std::fs::write(&config, "{\n  \"Network\": \"10.5.0.0/16\",\n  \"Backend\": {\"Type\": \"host-gw\"}\n}")
-        .unwrap();
+    std::fs::write(
+        &config,
+        "{\n  \"Network\": \"10.5.0.0/16\",\n  \"Backend\": {\"Type\": \"wireguard\"}\n}",
+    )
+    .unwrap();
     let wrong = flanneld(&[&leases, "-log-format=json"], &[]);
     assert_eq!(wrong.status.code(), Some(1));
     let text = stderr(&wrong);
     let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     let message = last["message"].as_str().unwrap();
     assert!(
-        message.starts_with(&format!("{}:3:23: backend type \"host-gw\"", config.display())),
+        message.starts_with(&format!("{}:3:23: backend type \"wireguard\"", config.display())),
         "{message}"
     );
     assert_eq!(last["level"], "ERROR");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use dataplane_core::IpNet;
-use hostnet::kernel::{Kernel, LinkSettings, Vxlan};
+use hostnet::kernel::{Kernel, LinkSettings};
 use hostnet::netns::NetNs;
 use hostnet::state::RouteProtocol;
 use hostnet::subnet_env::SubnetEnv;
@@ -78,6 +78,7 @@ impl<'a> Stage<'a> {
     fn command(&self, node: usize) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flanneld"));
         command.arg("-file-subnet-mgr").arg(self.leases()).arg("-subnet-file").arg(self.subnet_file(node));
+        command.arg("--engine=always");
         command
     }
 
@@ -220,7 +221,7 @@ fn the_file_is_written_when_the_routes_are_there(scene: &Scene) -> anyhow::Resul
     let second = stage.cluster.nodes()[1].spawn(stage.command(1))?;
     until("subnet.env", || Ok(stage.subnet_file(1).exists()))?;
     let routes = stage.routes(1, "flannel.1")?;
-    ensure!(routes == [format!("{peer} dev flannel.1 scope 253")], "{routes:?}");
+    ensure!(routes == [format!("{peer} dev flannel.1 proto 157 scope 253")], "{routes:?}");
     drop(second);
     Ok(())
 }
@@ -420,18 +421,12 @@ fn starts_that_cannot_work_say_what_to_do(scene: &Scene) -> anyhow::Result<()> {
     expect(stage.refusal(0, &[])?, &["UDP 192.0.2.1:8472 is taken", "ss -ulnp"])?;
     drop(taken);
 
-    let made = stage
-        .kernel(0, async |kernel: Kernel| Ok(kernel.add_vxlan(&Vxlan::new("flannel.1", 1, 8472)).await))?;
-    match made {
-        Ok(()) => {
-            expect(
-                stage.refusal(0, &[])?,
-                &["a device named flannel.1 already, of kind vxlan", "ip link delete flannel.1"],
-            )?;
-            stage.kernel(0, async |kernel: Kernel| Ok(kernel.delete_link("flannel.1").await?))?;
-        }
-        Err(error) => writeln!(io::stderr(), "{}: without a kernel VXLAN device: {error}", scene.name())?,
-    }
+    stage.kernel(0, async |kernel: Kernel| Ok(kernel.add_bridge("flannel.1").await?))?;
+    expect(
+        stage.refusal(0, &[])?,
+        &["a device named flannel.1 already, of kind bridge", "ip link delete flannel.1"],
+    )?;
+    stage.kernel(0, async |kernel: Kernel| Ok(kernel.delete_link("flannel.1").await?))?;
     let empty = fs::read_dir(stage.leases().join("subnets"))?.next().is_none();
     ensure!(empty, "who cannot start publishes nothing");
     ensure!(!stage.subnet_file(0).exists());
@@ -443,10 +438,7 @@ fn starts_that_cannot_work_say_what_to_do(scene: &Scene) -> anyhow::Result<()> {
     fs::write(&config, r#"{"Network": "10.5.0.0/30"}"#)?;
     expect(stage.refusal(1, &[])?, &["config:1:13: Network \"10.5.0.0/30\": the network is too small"])?;
     fs::write(&config, VXLAN.replace("vxlan", "wireguard"))?;
-    expect(
-        stage.refusal(1, &[])?,
-        &["backend type \"wireguard\" is a backend that this version does not have"],
-    )
+    expect(stage.refusal(1, &[])?, &["backend type \"wireguard\" comes with a later version of flannel-rs"])
 }
 
 fn a_stopped_daemon_leaves_no_device(scene: &Scene) -> anyhow::Result<()> {

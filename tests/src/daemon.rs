@@ -22,7 +22,8 @@ pub struct Daemon {
     subnet_file: PathBuf,
 }
 
-/// The command line of a daemon whose files are in `dir`: the store in `dir/store`, `subnet.env` in `dir/NODE`.
+/// The command line of a daemon whose files are in `dir`: the store in `dir/store`, `subnet.env` in `dir/NODE`. The
+/// engine carries its packets, unless a later flag or another backend says otherwise.
 ///
 /// # Errors
 ///
@@ -32,7 +33,7 @@ pub fn command(node: &str, dir: &Path) -> anyhow::Result<Command> {
     command
         .arg(format!("--file-subnet-mgr={}", dir.join("store").display()))
         .arg(format!("-subnet-file={}", subnet_file(node, dir).display()))
-        .args(["--log-format", "json", "--iface=eth0"]);
+        .args(["--log-format", "json", "--iface=eth0", "--engine=always"]);
     Ok(command)
 }
 

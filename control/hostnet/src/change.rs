@@ -1,6 +1,6 @@
 //! The ordered difference between two host states, and one step of it.
 //!
-//! Order is what keeps traffic flowing while the steps are made one by one: devices and addresses first, then the
+//! Order is what keeps traffic flowing while the steps are made one by one: settings, devices and addresses first, then the
 //! neighbour and forwarding entries that a route will lean on, then the routes; deletions afterwards, in reverse. A
 //! route that changes is replaced in place, so at no moment is its destination without one.
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,14 @@ use crate::state::{Address, FdbEntry, HostState, LinkState, Neighbour, Route};
 /// One step from a host state to another. Making a step again does no harm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Set a device's MTU, and set it up or down.
+    /// Set a kernel setting.
+    SetSysctl {
+        /// Its name, as a path.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// Set a device's MTU, hardware address and alias, and set it up or down.
     SetLink(LinkState),
     /// Add an address.
     AddAddress(Address),
@@ -41,7 +48,15 @@ impl HostState {
     /// difference never ends: who makes `want` has to choose.
     pub fn changes_to(&self, want: &Self) -> Vec<Change> {
         let mut changes = Vec::new();
-        changes.extend(want.links.difference(&self.links).cloned().map(Change::SetLink));
+        // Before devices are up, because some settings matter at that moment.
+        let set = want
+            .sysctls
+            .iter()
+            .filter(|(name, value)| self.sysctls.get(*name).is_some_and(|has| has != *value));
+        changes
+            .extend(set.map(|(name, value)| Change::SetSysctl { name: name.clone(), value: value.clone() }));
+        let links = want.links.iter().filter(|want| !self.links.iter().any(|have| have.is_as(want)));
+        changes.extend(links.cloned().map(Change::SetLink));
         let late_deletions = self.address_changes(want, &mut changes);
 
         let missing = want.neighbours.difference(&self.neighbours);
@@ -128,6 +143,7 @@ fn key(route: &Route) -> (IpNet, u32) {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::SetSysctl { name, value } => write!(f, "set {name} to {value}"),
             Self::SetLink(link) => write!(f, "set {link}"),
             Self::AddAddress(address) => write!(f, "add address {address}"),
             Self::ReplaceNeighbour(neighbour) => write!(f, "replace neighbour {neighbour}"),

@@ -1,4 +1,5 @@
 //! A host in memory, with the kernel's side effects and with refusals on demand. For tests.
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +8,7 @@ use nix::errno::Errno;
 
 use crate::change::Change;
 use crate::host::{Host, HostError};
-use crate::state::{Address, FdbEntry, HostState, LinkState, Neighbour, Route, Scope};
+use crate::state::{Address, FdbEntry, HostState, LinkState, Neighbour, Route, RouteKind, Scope};
 
 /// A host in memory. It has the devices it was given, tells routes apart as the kernel does, and deletes what the
 /// kernel deletes along with an address or a device.
@@ -24,6 +25,7 @@ struct Inside {
     routes: Vec<Route>,
     neighbours: Vec<Neighbour>,
     fdb: Vec<FdbEntry>,
+    sysctls: BTreeMap<String, String>,
     calls: usize,
     refusals: Vec<(usize, Errno)>,
     changes: Vec<Change>,
@@ -47,6 +49,7 @@ impl FakeHost {
             routes: state.routes.iter().cloned().collect(),
             neighbours: state.neighbours.iter().cloned().collect(),
             fdb: state.fdb.iter().cloned().collect(),
+            sysctls: state.sysctls.clone(),
             ..Inside::default()
         };
         Self { inside: Mutex::new(inside) }
@@ -54,7 +57,7 @@ impl FakeHost {
 
     /// A device appears, down.
     pub fn add_device(&self, name: &str) {
-        self.inside().links.push(LinkState { device: name.to_owned(), mtu: 1500, up: false });
+        self.inside().links.push(LinkState { up: false, ..LinkState::up(name, 1500) });
     }
 
     /// A device goes, and what is on it.
@@ -88,6 +91,7 @@ impl FakeHost {
             routes: inside.routes.iter().cloned().collect(),
             neighbours: inside.neighbours.iter().cloned().collect(),
             fdb: inside.fdb.iter().cloned().collect(),
+            sysctls: inside.sysctls.clone(),
         }
     }
 
@@ -105,6 +109,7 @@ impl Host for FakeHost {
         state.routes.retain(|route| scope.covers_route(route));
         state.neighbours.retain(|neighbour| scope.covers_neighbour(neighbour));
         state.fdb.retain(|entry| scope.covers_fdb(entry));
+        state.sysctls.retain(|name, _value| scope.sysctls.contains(name));
         Ok(state)
     }
 
@@ -134,12 +139,15 @@ impl Inside {
         match change {
             Change::SetLink(want) => {
                 let link = self.links.iter_mut().find(|link| link.device == want.device);
-                return link.map(|link| link.clone_from(want)).is_some();
+                return link.map(|link| set_link(link, want)).is_some();
+            }
+            Change::SetSysctl { name, value } => {
+                self.sysctls.insert(name.clone(), value.clone());
             }
             Change::AddAddress(Address { device, .. })
             | Change::ReplaceNeighbour(Neighbour { device, .. })
             | Change::ReplaceFdb(FdbEntry { device, .. })
-            | Change::ReplaceRoute(Route { device, .. })
+            | Change::ReplaceRoute(Route { kind: RouteKind::Unicast, device, .. })
                 if !exists(device) =>
             {
                 return false;
@@ -200,4 +208,12 @@ impl Inside {
         self.addresses.retain(|address| !lost(address));
         self.routes.retain(|route| route.source.is_none_or(|source| !sources.contains(&source)));
     }
+}
+
+fn set_link(link: &mut LinkState, want: &LinkState) {
+    *link = LinkState {
+        mac: want.mac.or(link.mac),
+        alias: want.alias.clone().or_else(|| link.alias.take()),
+        ..want.clone()
+    };
 }

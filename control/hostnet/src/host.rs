@@ -8,12 +8,23 @@ use crate::change::Change;
 use crate::state::{HostState, Scope};
 
 /// A host whose network state can be read and changed: the kernel's, or one in memory.
-pub trait Host {
+pub trait Host: Sync {
     /// Everything that is there and that `scope` covers.
     fn read(&self, scope: &Scope) -> impl Future<Output = Result<HostState, HostError>> + Send;
 
     /// Makes one change. What is already so is no error: neither adding what is there nor deleting what is not.
     fn apply(&self, change: &Change) -> impl Future<Output = Result<(), HostError>> + Send;
+
+    /// Makes changes in their order, each as [`Host::apply`] does whatever became of the others, and answers one by one.
+    fn apply_all(&self, changes: &[Change]) -> impl Future<Output = Vec<Result<(), HostError>>> + Send {
+        async move {
+            let mut results = Vec::with_capacity(changes.len());
+            for change in changes {
+                results.push(self.apply(change).await);
+            }
+            results
+        }
+    }
 }
 
 /// The kernel refused something. Says what was attempted, why it was refused and what can be done.

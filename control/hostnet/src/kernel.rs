@@ -29,7 +29,7 @@ mod watch;
 
 pub use link::LinkSettings;
 pub use route::Reach;
-pub use vxlan::{Ensured, Vxlan};
+pub use vxlan::{Ensured, PROBE, Vxlan};
 pub use watch::{Noticed, Watch};
 
 /// One connection to the kernel's network state. Clones share it. Futures are to be polled on the runtime that was

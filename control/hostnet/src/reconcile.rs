@@ -28,6 +28,16 @@ impl Outcome {
     pub fn is_settled(&self) -> bool {
         self.failed.is_empty() && self.undone.is_empty() && self.unread.is_none()
     }
+
+    async fn make<H: Host>(&mut self, host: &H, changes: Vec<Change>) {
+        let results = host.apply_all(&changes).await;
+        for (change, result) in changes.into_iter().zip(results) {
+            match result {
+                Ok(()) => self.applied.push(change),
+                Err(error) => self.failed.push((change, error)),
+            }
+        }
+    }
 }
 
 /// Makes what `scope` covers of the host what `want` says. Each change is tried on its own: one that fails delays no
@@ -51,13 +61,16 @@ pub async fn converge<H: Host>(host: &H, scope: &Scope, want: &HostState) -> Out
             outcome.undone = changes;
             break;
         }
-        for change in changes {
-            match host.apply(&change).await {
-                Ok(()) => outcome.applied.push(change),
-                Err(error) => outcome.failed.push((change, error)),
-            }
-        }
+        outcome.make(host, changes).await;
     }
+    outcome
+}
+
+/// Makes the difference between two wanted states without a look at the host: right if the host is what the first
+/// wanted, and quick because its cost is that of the difference. [`converge`] soon afterwards finds what was not so.
+pub async fn step<H: Host>(host: &H, from: &HostState, to: &HostState) -> Outcome {
+    let mut outcome = Outcome::default();
+    outcome.make(host, from.changes_to(to)).await;
     outcome
 }
 

@@ -1,5 +1,5 @@
 //! The host's network state as plain values: what there is, what there should be, and which part of it is ours.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -33,6 +33,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// Length of the transmit queue, in packets.
     pub tx_queue_len: u32,
+    /// A free text that says whose the device is (`ip link set DEVICE alias TEXT`).
+    pub alias: Option<String>,
     /// How a VXLAN device is set; `None` on any other kind.
     pub vxlan: Option<VxlanInfo>,
 }
@@ -85,7 +87,7 @@ pub struct LinkAddress {
     pub tentative: bool,
 }
 
-/// What should be true of a device that somebody else makes: its MTU and that it is up or down.
+/// What should be true of a device that somebody else makes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct LinkState {
     /// Name of the device.
@@ -94,6 +96,25 @@ pub struct LinkState {
     pub mtu: u32,
     /// Set up (`IFF_UP`).
     pub up: bool,
+    /// The hardware address. Wanted as `None`: whatever it is.
+    pub mac: Option<Mac>,
+    /// A free text that says whose the device is (`ip link` shows it as `alias`). Wanted as `None`: whatever it is.
+    pub alias: Option<String>,
+}
+
+impl LinkState {
+    /// A device of this MTU, up; its hardware address and its alias do not matter.
+    pub fn up(device: impl Into<String>, mtu: u32) -> Self {
+        Self { device: device.into(), mtu, up: true, mac: None, alias: None }
+    }
+
+    /// This device is as `want` says.
+    pub fn is_as(&self, want: &Self) -> bool {
+        self.device == want.device
+            && (self.mtu, self.up) == (want.mtu, want.up)
+            && (want.mac.is_none() || self.mac == want.mac)
+            && (want.alias.is_none() || self.alias == want.alias)
+    }
 }
 
 /// An address on a device.
@@ -135,6 +156,9 @@ impl RouteProtocol {
     pub const STATIC: Self = Self(4);
     /// A router advertisement.
     pub const ROUTER_ADVERTISEMENT: Self = Self(9);
+    /// This project. The number is free: iproute2's `rt_protos` and the routing daemons known to us (FRR, BIRD, Calico,
+    /// OpenR, OVN, keepalived) use others. `ip route show proto 157` lists what is ours.
+    pub const FLANNEL_RS: Self = Self(157);
 }
 
 impl Default for RouteProtocol {
@@ -143,14 +167,29 @@ impl Default for RouteProtocol {
     }
 }
 
-/// A unicast route of the main table. The kernel tells routes apart by destination and metric.
+/// What a route does with a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteKind {
+    /// Sends it.
+    #[default]
+    Unicast,
+    /// Refuses it, and tells its sender by ICMP that the host cannot be reached.
+    Unreachable,
+    /// Drops it without a word.
+    Blackhole,
+}
+
+/// A route of the main table. The kernel tells routes apart by destination and metric.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Route {
+    /// What it does.
+    pub kind: RouteKind,
     /// Where to; host bits are zero.
     pub dest: IpNet,
     /// The gateway; `None`: the destination is on the device's own wire.
     pub via: Option<IpAddr>,
-    /// Name of the device it leaves by.
+    /// Name of the device it leaves by; empty for a route that sends nothing.
     pub device: String,
     /// The gateway is reachable on the device although no address says so.
     pub onlink: bool,
@@ -168,6 +207,7 @@ impl Route {
     /// A route as `ip route add DEST dev DEVICE` would make it: no gateway, default metric, protocol boot, global scope.
     pub fn new(dest: IpNet, device: impl Into<String>) -> Self {
         Self {
+            kind: RouteKind::Unicast,
             dest: dest.trunc(),
             via: None,
             device: device.into(),
@@ -179,9 +219,20 @@ impl Route {
         }
     }
 
+    /// A route that sends nothing and that every other route to the same destination goes before.
+    pub fn last_resort(kind: RouteKind, dest: IpNet) -> Self {
+        Self { kind, metric: u32::MAX, ..Self::new(dest, "") }
+    }
+
     /// The same route in the one spelling that the kernel reports it with.
     pub fn normalized(mut self) -> Self {
         self.dest = self.dest.trunc();
+        if self.kind != RouteKind::Unicast {
+            // IPv6 reports the loopback for them.
+            self.device.clear();
+            self.via = None;
+            self.onlink = false;
+        }
         if self.dest.addr().is_ipv6() {
             self.scope = RouteScope::GLOBAL;
             if self.metric == IPV6_DEFAULT_METRIC {
@@ -230,21 +281,27 @@ pub struct HostState {
     pub neighbours: BTreeSet<Neighbour>,
     /// Permanent forwarding entries of our VXLAN devices.
     pub fdb: BTreeSet<FdbEntry>,
+    /// Kernel settings by name (see [`crate::sysctl`]). One that this host does not have, or that cannot be set here, is
+    /// not read and so never a difference.
+    pub sysctls: BTreeMap<String, String>,
 }
 
 /// Which part of a host's state is ours to change. What it does not cover is never read as ours and so never deleted.
 /// Whatever is wanted must lie inside it, or it looks missing for ever.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
-    /// The devices that are ours: their neighbours, forwarding entries and routes are all ours.
+    /// The devices that are ours: their neighbours and forwarding entries are all ours, and so are their routes into the
+    /// networks.
     pub devices: BTreeSet<String>,
-    /// The overlay's networks. Of a device's addresses only those inside one of them are ours; others were put there by
-    /// somebody for a purpose. Empty: all addresses are ours.
+    /// The overlay's networks. Of a device's addresses and routes only those inside one of them are ours; others were
+    /// put there by somebody for a purpose. Empty: all are ours.
     pub networks: Vec<IpNet>,
-    /// Routes into `networks` by devices that are not ours are ours too where they look like host-gw routes: protocol
-    /// boot, by a gateway outside the networks, to a subnet smaller than the network. (A pod's own route, as the CNI
-    /// plugin `ptp` makes, has no gateway.)
+    /// Routes into `networks` by devices that are not ours are ours too where they look like flannel's host-gw routes:
+    /// protocol boot, by a gateway outside the networks, to a subnet smaller than the network. (A pod's own route, as
+    /// the CNI plugin `ptp` makes, has no gateway.)
     pub gateway_routes: bool,
+    /// Names of the kernel settings that are ours.
+    pub sysctls: BTreeSet<String>,
 }
 
 impl Scope {
@@ -253,7 +310,7 @@ impl Scope {
         Self {
             devices: BTreeSet::from([name.into()]),
             networks: networks.into_iter().collect(),
-            gateway_routes: false,
+            ..Self::default()
         }
     }
 
@@ -265,21 +322,25 @@ impl Scope {
             && (self.networks.is_empty() || self.networks.iter().any(|network| network.contains(&ip)))
     }
 
-    /// Whether this route is ours. Those that the kernel makes for addresses never are.
+    /// Whether this route is ours: it bears our protocol, or it is flannel's, which is protocol boot on a device of ours
+    /// into the networks. Another protocol is somebody's who means to keep it.
     pub fn covers_route(&self, route: &Route) -> bool {
-        let automatic = [RouteProtocol::KERNEL, RouteProtocol::REDIRECT, RouteProtocol::ROUTER_ADVERTISEMENT];
-        if automatic.contains(&route.protocol) {
-            return false;
+        match route.protocol {
+            RouteProtocol::FLANNEL_RS => true,
+            RouteProtocol::BOOT if route.kind == RouteKind::Unicast => {
+                let inside = self.networks.is_empty()
+                    || self.networks.iter().any(|network| network.contains(&route.dest));
+                (self.devices.contains(&route.device) && inside)
+                    || (self.gateway_routes && self.covers_gateway_route(route))
+            }
+            _ => false,
         }
-        self.devices.contains(&route.device) || (self.gateway_routes && self.covers_gateway_route(route))
     }
 
     fn covers_gateway_route(&self, route: &Route) -> bool {
         let inside =
             self.networks.iter().any(|network| *network != route.dest && network.contains(&route.dest));
-        let by_underlay =
-            route.via.is_some_and(|via| !self.networks.iter().any(|network| network.contains(&via)));
-        inside && by_underlay && route.protocol == RouteProtocol::BOOT
+        inside && route.via.is_some_and(|via| !self.networks.iter().any(|network| network.contains(&via)))
     }
 
     /// Whether this neighbour is ours.
@@ -303,7 +364,14 @@ fn is_link_local(ip: IpAddr) -> bool {
 
 impl fmt::Display for LinkState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} mtu {} {}", self.device, self.mtu, if self.up { "up" } else { "down" })
+        write!(f, "{} mtu {} {}", self.device, self.mtu, if self.up { "up" } else { "down" })?;
+        if let Some(mac) = self.mac {
+            write!(f, " address {}", mac_text(mac))?;
+        }
+        match &self.alias {
+            Some(alias) => write!(f, " alias {alias}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -316,11 +384,18 @@ impl fmt::Display for Address {
 impl fmt::Display for Route {
     /// As `ip route` prints it, with the defaults left out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.dest)?;
+        let kind = match self.kind {
+            RouteKind::Unicast => "",
+            RouteKind::Unreachable => "unreachable ",
+            RouteKind::Blackhole => "blackhole ",
+        };
+        write!(f, "{kind}{}", self.dest)?;
         if let Some(via) = self.via {
             write!(f, " via {via}")?;
         }
-        write!(f, " dev {}", self.device)?;
+        if !self.device.is_empty() {
+            write!(f, " dev {}", self.device)?;
+        }
         if self.protocol != RouteProtocol::BOOT {
             write!(f, " proto {}", self.protocol.0)?;
         }

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 
 use crate::host::HostError;
 
@@ -22,6 +23,11 @@ pub fn read(name: &str) -> Result<String, HostError> {
 pub fn set(name: &str, value: &str) -> Result<(), HostError> {
     let action = || format!("set {name} to {value}");
     fs::write(path_of(name, action)?, value).map_err(|error| HostError::from_io(action(), &error))
+}
+
+/// Whether this process may set it: the file is there, its mode allows it and it is not mounted read-only.
+pub fn is_writable(name: &str) -> bool {
+    path_of(name, String::new).is_ok_and(|path| access(&path, AccessFlags::W_OK).is_ok())
 }
 
 /// The file of a setting; `EINVAL` for a name that leads out of `/proc/sys`.

@@ -5,15 +5,9 @@
 use dataplane_core::{Family, MacAddr};
 use hostnet::state::Route;
 
-use super::Tunnel;
+use super::{Tunnel, own_route};
 use crate::lease::BackendData;
 use crate::plan::Refusal;
-
-/// The `udp` backend.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Udp {
-    pub(super) tunnels: Vec<Tunnel>,
-}
 
 /// flannel asks the kernel for `flannel%d` and gets `flannel0`.
 pub(super) fn device(family: Family) -> String {
@@ -33,6 +27,6 @@ pub(super) fn peer_mac(data: &BackendData) -> Result<MacAddr, Refusal> {
 
 /// The whole network, as flannel has it: packets for nobody come to the engine too, which answers that there is no
 /// such host, so none of them leaves by the default route.
-pub(super) fn routes(tunnel: &Tunnel) -> Vec<Route> {
-    vec![Route::new(tunnel.network, &tunnel.device).normalized()]
+pub(super) fn route(tunnel: &Tunnel) -> Route {
+    own_route(Route::new(tunnel.network, &tunnel.device))
 }

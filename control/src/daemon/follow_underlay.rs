@@ -90,6 +90,7 @@ mod tests {
             loopback: false,
             master: None,
             tx_queue_len: 1000,
+            alias: None,
             vxlan: None,
         }
     }
@@ -123,6 +124,7 @@ mod tests {
             device: "eth0".to_owned(),
             index: 2,
             mtu: LinkMtu(1500),
+            on_link: vec!["192.0.2.0/24".parse().unwrap()],
             v4: Some(End { local, public: local }),
             v6: None,
         }

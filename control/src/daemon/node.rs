@@ -1,29 +1,44 @@
 //! The running node: its lease, the leases of the others, its engines, and the host it keeps in shape.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use dataplane::{Engine, EngineEvent, EngineHandle};
-use dataplane_core::{Counters, Family, OverlayMtu};
+use dataplane::EngineEvent;
+use dataplane_core::{Counters, Family};
+use hostnet::change::Change;
 use hostnet::kernel::{Kernel, LinkSettings, Watch};
-use hostnet::reconcile::{Outcome, converge};
+use hostnet::reconcile::{Outcome, converge, step};
+use hostnet::state::HostState;
 use hostnet::subnet_env::SubnetEnv;
 use hostnet::sysctl;
+use tokio::time::Instant;
 
+use super::carrier::{self, Carrier, State};
+use super::earlier;
 use super::rules::Rules;
-use super::start::open_engine;
-use crate::backend::{Backend, Tunnel};
+use crate::backend::Backend;
+use crate::choose::Choice;
 use crate::lease::{Lease, LeaseChange, LeaseSet, LeaseUpdate, Subnet};
 use crate::network::NetworkConfig;
-use crate::plan::{Peers, Plan, Refusal};
+use crate::plan::{Plan, Refusal};
 use crate::settings::Settings;
 use crate::underlay::Underlay;
 
+mod status;
 mod underlay;
+
+use status::Tally;
 
 /// The TUN ring holds this many packets of up to 64 KiB. The kernel's 500 overflow in a burst without a trace; far more
 /// would only be delay.
 const TX_QUEUE_LEN: u32 = 1000;
+
+/// How long notifications are gathered before the host is looked at: what is changed by hand comes in bursts, and so do
+/// the notifications of our own changes.
+const GATHER: Duration = Duration::from_millis(20);
+/// The same where a look is slow, because there is much to look at.
+const LONGEST_GATHER: Duration = Duration::from_secs(1);
 
 /// A running node.
 pub struct Node {
@@ -32,61 +47,32 @@ pub struct Node {
     kernel: Kernel,
     /// `None` when the kernel's notifications ended; the tick remains.
     watch: Option<Watch>,
+    /// When the kernel told of a change that has not been looked at.
+    noticed: Option<Instant>,
+    /// How long the last look at the whole host took.
+    last_look: Duration,
     underlay: Underlay,
+    choice: Choice,
     backend: Backend,
     own: Lease,
     leases: LeaseSet,
     carriers: Vec<Carrier>,
     refused: BTreeMap<Subnet, Refusal>,
+    /// Why a device of the kernel could not be made at the last look.
+    device_trouble: Option<String>,
     /// The last trouble with the host that was said.
     trouble: Option<String>,
     /// The leases changed since the host was last put in shape, so differences are expected.
     changed: bool,
+    /// What the host is like as far as is known; `None` where a look has to tell.
+    known: Option<HostState>,
     env_trouble: Option<String>,
     env_is_written: bool,
     /// Packet filter rules; `None` before they were put in place for the first time.
     rules: Option<Rules>,
     /// Why an engine that ended cannot be opened again, which has been said.
     engine_trouble: Option<String>,
-}
-
-/// A tunnel and the engine that carries it.
-pub(super) struct Carrier {
-    tunnel: Tunnel,
-    engine: State,
-    published: Option<Peers>,
-}
-
-enum State {
-    /// The device is there and has yet to get its address.
-    Open(Engine),
-    Running(EngineHandle),
-    /// It ended; the next look opens it again.
-    Ended,
-}
-
-impl Carrier {
-    pub(super) fn open(tunnel: Tunnel, engine: Engine) -> Self {
-        Self { tunnel, engine: State::Open(engine), published: None }
-    }
-
-    /// Starts the engine if its device is ready, or gives it the new peers.
-    fn provide(&mut self, peers: &Peers) -> anyhow::Result<()> {
-        if self.published.as_ref() == Some(peers) {
-            return Ok(());
-        }
-        let table = peers.table()?;
-        match std::mem::replace(&mut self.engine, State::Ended) {
-            State::Open(engine) => self.engine = State::Running(engine.start(table)?),
-            State::Running(handle) => {
-                handle.publish(table);
-                self.engine = State::Running(handle);
-            }
-            State::Ended => return Ok(()),
-        }
-        self.published = Some(peers.clone());
-        Ok(())
-    }
+    tally: Tally,
 }
 
 impl Node {
@@ -94,7 +80,7 @@ impl Node {
         (settings, network): (Settings, NetworkConfig),
         (kernel, watch): (Kernel, Watch),
         underlay: Underlay,
-        backend: Backend,
+        (choice, backend): (Choice, Backend),
         own: Lease,
         leases: LeaseSet,
         carriers: Vec<Carrier>,
@@ -104,33 +90,54 @@ impl Node {
             network,
             kernel,
             watch: Some(watch),
+            noticed: None,
+            last_look: Duration::ZERO,
             underlay,
+            choice,
             backend,
             own,
             leases,
             carriers,
             refused: BTreeMap::new(),
+            device_trouble: None,
             trouble: None,
             changed: true,
+            known: None,
             env_trouble: None,
             env_is_written: false,
             rules: None,
             engine_trouble: None,
+            tally: Tally::default(),
         }
     }
 
-    /// The first time: devices get their addresses and routes, then the engines run, then subnet.env says so.
+    /// The first time: devices get their addresses and routes, then the engines run, then subnet.env says so. What an
+    /// earlier run left, of this backend or another, goes when everything new is there.
     pub(super) async fn bring_up(&mut self) -> anyhow::Result<()> {
+        self.reopen_engines().await?;
         self.prepare_devices().await?;
         let plan = self.plan();
-        let outcome = self.converge(&plan).await;
-        if let Some((change, error)) = outcome.failed.first() {
+        for device in &plan.devices {
+            carrier::ensure(&self.kernel, device).await?;
+        }
+        // flannel's host-gw routes bear no mark. While this daemon runs, others may make routes of their form.
+        let mut scope = Plan::scope(&self.backend);
+        scope.gateway_routes = true;
+        let outcome = converge(&self.kernel, &scope, &plan.host).await;
+        let fatal = |change: &Change| matches!(change, Change::SetLink(_) | Change::AddAddress(_));
+        if let Some((change, error)) = outcome.failed.iter().find(|(change, _)| fatal(change)) {
             bail!("cannot set up the overlay's device: {change}: {error}");
         }
         if let Some(error) = outcome.unread {
             return Err(error.into());
         }
         self.provide_peers(&plan)?;
+        self.report(&outcome);
+        self.tally.note(&outcome, true);
+        self.tally_peers();
+        if let Err(error) = earlier::remove(&self.kernel, &self.backend).await {
+            tracing::warn!(%error, "cannot remove what an earlier run left");
+        }
         // Before subnet.env: pods that come find their packets masqueraded.
         self.rules = Some(Rules::start(self.settings.rules, &self.network, &self.own.subnet).await);
         self.write_subnet_env();
@@ -165,18 +172,33 @@ impl Node {
         Ok(())
     }
 
-    /// Reads the host and puts it in shape; what cannot be done is said once and tried again at the next call.
+    /// Puts the host in shape; what cannot be done is said once and tried again at the next call. A change of the leases
+    /// is made at once, as the difference to what is known; the kernel tells of it, and the look that follows finds
+    /// whatever was not as known.
     pub(super) async fn reconcile(&mut self) -> anyhow::Result<()> {
         self.reopen_engines().await?;
         let plan = self.plan();
         // Peers before routes: a packet that a new route brings finds its peer.
         self.inform_running(&plan)?;
-        let outcome = self.converge(&plan).await;
+        let known = self.known.take();
+        let outcome = match known {
+            Some(known) if self.changed => {
+                let outcome = step(&self.kernel, &known, &plan.host).await;
+                if !outcome.is_settled() {
+                    self.noticed.get_or_insert_with(Instant::now);
+                }
+                outcome
+            }
+            _ => self.look(&plan).await,
+        };
         if outcome.unread.is_none() {
             self.provide_peers(&plan)?;
         }
         self.report(&outcome);
+        self.tally.note(&outcome, self.changed);
+        self.tally_peers();
         self.changed = false;
+        self.known = (outcome.is_settled() && self.device_trouble.is_none()).then_some(plan.host);
         if let Some(rules) = &self.rules {
             rules.follow(&self.own.subnet);
         }
@@ -184,25 +206,54 @@ impl Node {
         Ok(())
     }
 
-    /// Waits until the kernel tells that something about our devices or the underlay's changed.
-    pub(super) async fn host_changed(&mut self) {
-        if let Some(watch) = &mut self.watch {
-            if let Some(noticed) = watch.next().await {
-                tracing::debug!(?noticed, "the kernel told of changes");
-                return;
+    /// Looks at the whole host, and makes it what the plan says.
+    async fn look(&mut self, plan: &Plan) -> Outcome {
+        let begin = Instant::now();
+        self.noticed = None;
+        let mut device_trouble = None;
+        for device in &plan.devices {
+            match carrier::ensure(&self.kernel, device).await {
+                Ok(made) => self.changed |= made,
+                Err(error) => device_trouble = Some(format!("{error:#}")),
             }
-            tracing::warn!("the kernel's notifications ended; looking at intervals");
-            self.watch = None;
         }
-        std::future::pending().await
+        self.device_trouble = device_trouble;
+        let outcome = converge(&self.kernel, &Plan::scope(&self.backend), &plan.host).await;
+        self.last_look = begin.elapsed();
+        outcome
     }
 
-    async fn converge(&self, plan: &Plan) -> Outcome {
-        converge(&self.kernel, &Plan::scope(&self.backend), &plan.host).await
+    /// Waits until the kernel tells that something about our devices or the underlay's changed, and a moment longer: a
+    /// look costs what there is on the host, and must not be all that this process does. May be dropped while it waits.
+    pub(super) async fn host_changed(&mut self) {
+        loop {
+            if let Some(noticed) = self.noticed {
+                tokio::time::sleep_until(noticed + (self.last_look * 4).clamp(GATHER, LONGEST_GATHER)).await;
+                return;
+            }
+            let Some(watch) = &mut self.watch else { return std::future::pending().await };
+            match watch.next().await {
+                Some(mut noticed) => {
+                    // The underlay's neighbours come and go all the time, and are nobody's business here.
+                    noticed.neighbours.remove(&self.underlay.device);
+                    if !noticed.is_empty() {
+                        tracing::debug!(?noticed, "the kernel told of changes");
+                        self.noticed = Some(Instant::now());
+                    }
+                }
+                None => {
+                    tracing::warn!("the kernel's notifications ended; looking at intervals");
+                    self.watch = None;
+                }
+            }
+        }
     }
 
     fn plan(&mut self) -> Plan {
-        let plan = self.backend.plan(&self.own, &self.leases);
+        let mut plan = self.backend.plan(&self.own, &self.leases);
+        if self.settings.blackhole {
+            plan.drop_strays(&self.own);
+        }
         for (subnet, why) in &plan.refused {
             if self.refused.get(subnet) != Some(why) {
                 tracing::warn!(%subnet, %why, "a lease is not used");
@@ -243,7 +294,9 @@ impl Node {
                 outcome.applied.len() - 3
             );
         }
-        let trouble = (!outcome.is_settled()).then(|| outcome.to_string());
+        // What follows from a device that cannot be made says less than why it cannot.
+        let of_outcome = || (!outcome.is_settled()).then(|| outcome.to_string());
+        let trouble = self.device_trouble.clone().or_else(of_outcome);
         if trouble == self.trouble {
             return;
         }
@@ -260,9 +313,9 @@ impl Node {
             return;
         }
         let env = SubnetEnv {
-            networks: self.backend.tunnels().iter().map(|tunnel| tunnel.network).collect(),
+            networks: self.backend.networks().collect(),
             subnets: self.own.subnet.nets().collect(),
-            mtu: self.backend.mtu().map_or(0, |mtu| mtu.get().into()),
+            mtu: self.backend.mtu().into(),
             ip_masq: self.settings.rules.masquerade,
         };
         match env.write(&self.settings.subnet_file) {
@@ -286,10 +339,12 @@ impl Node {
     }
 
     fn say_ready(&self) {
+        let devices: Vec<&str> = self.backend.tunnels().iter().map(|tunnel| tunnel.device.as_str()).collect();
         tracing::info!(
             subnet = %self.own.subnet,
-            backend = self.backend.tunnels().iter().map(|tunnel| tunnel.device.as_str()).collect::<Vec<_>>().join(" and "),
-            mtu = self.backend.mtu().map(OverlayMtu::get),
+            backend = %self.backend.method(),
+            device = (!devices.is_empty()).then(|| devices.join(" and ")),
+            mtu = self.backend.mtu(),
             peers = self.leases.len(),
             "flannel is ready"
         );
@@ -354,16 +409,13 @@ impl Node {
         let mut opened = false;
         let mut trouble = None;
         for carrier in &mut self.carriers {
-            if matches!(carrier.engine, State::Ended) {
-                match open_engine(&self.settings, &self.kernel, &carrier.tunnel).await {
-                    Ok(engine) => {
-                        carrier.engine = State::Open(engine);
-                        opened = true;
-                        self.changed = true;
-                        tracing::info!(device = carrier.tunnel.device, "made the device again");
-                    }
-                    Err(error) => trouble = Some(format!("{error:#}")),
+            match carrier.reopen(&self.settings, &self.kernel, &self.backend).await {
+                Ok(true) => {
+                    opened = true;
+                    tracing::info!(device = carrier.tunnel.device, "made the device");
                 }
+                Ok(false) => {}
+                Err(error) => trouble = Some(format!("{error:#}")),
             }
         }
         if let Some(why) = &trouble
@@ -373,9 +425,16 @@ impl Node {
         }
         self.engine_trouble = trouble;
         if opened {
+            self.changed = true;
+            self.known = None;
             self.prepare_devices().await?;
         }
         Ok(())
+    }
+
+    /// What carries the packets, and why.
+    pub fn choice(&self) -> &Choice {
+        &self.choice
     }
 
     /// Stops the engines; their devices and routes go with them. subnet.env and the lease stay.

@@ -11,7 +11,6 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::bail;
-use dataplane::{Engine, EngineConfig};
 use dataplane_core::{Family, MacAddr};
 use hostnet::kernel::{Kernel, Watch};
 use hostnet::subnet_env::Previous;
@@ -19,11 +18,13 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Node;
 use super::cache::{self, Known};
+use super::carrier::Carrier;
 use super::hold_back::HoldBack;
-use super::node::Carrier;
+use super::instance::Instance;
 use super::retry::{Pace, Saying};
 use super::store_link::{Failed, within};
-use crate::backend::{Backend, Tunnel, mac};
+use crate::backend::{Backend, mac};
+use crate::choose::{self, Choice, KernelVxlan, Wish};
 use crate::lease::{BackendData, LEASE_TTL, Lease, LeaseSet, LeaseUpdate, Subnet};
 use crate::network::{BackendConfig, NetworkConfig};
 use crate::settings::{InterfaceChoice, Settings};
@@ -57,7 +58,7 @@ pub(super) struct View {
 }
 
 impl View {
-    fn new(
+    pub(super) fn new(
         settings: &Settings,
         network: &NetworkConfig,
         public: PublicAddresses,
@@ -95,6 +96,7 @@ struct Ground {
     network: NetworkConfig,
     view: View,
     underlay: Underlay,
+    choice: Choice,
     backend: Backend,
     /// The lease that the store holds for us.
     held: Option<Lease>,
@@ -125,6 +127,7 @@ impl From<anyhow::Error> for NotYet {
 /// Starts the node. Waits for the store as long as it takes, unless the last run left what is needed.
 pub(super) async fn start<S: LeaseStore>(
     settings: &Settings,
+    instance: &mut Instance,
     open: &impl AsyncFn() -> Result<S, StoreError>,
 ) -> anyhow::Result<Started<S>> {
     let deadline = Instant::now() + STORE_PATIENCE;
@@ -154,7 +157,7 @@ pub(super) async fn start<S: LeaseStore>(
             }
         }
     };
-    let Ground { network, view, underlay, backend, held, leases } = ground;
+    let Ground { network, view, underlay, choice, backend, held, leases } = ground;
     for notice in &network.notices {
         tracing::warn!(at = %notice.at, "network configuration: {}", notice.text);
     }
@@ -164,16 +167,13 @@ pub(super) async fn start<S: LeaseStore>(
         tracing::warn!("network configuration: {doubt}");
     }
 
-    let mut carriers = Vec::new();
-    for tunnel in backend.tunnels() {
-        let engine = open_engine(settings, &kernel, tunnel).await?;
-        if carriers.is_empty() {
-            for line in engine.capabilities().to_string().lines() {
-                tracing::info!("engine {line}");
-            }
-        }
-        carriers.push(Carrier::open(tunnel.clone(), engine));
+    for line in choice.to_string().lines() {
+        tracing::info!("carrier {line}");
     }
+    for tunnel in backend.tunnels() {
+        instance.hold(&tunnel.device)?;
+    }
+    let carriers = Carrier::open_all(settings, &kernel, &backend).await?;
 
     // The lease of the last run will do where the store goes away just now, if it is the one that the store would give.
     let ours =
@@ -208,8 +208,15 @@ pub(super) async fn start<S: LeaseStore>(
     let names = backend.tunnels().iter().map(|tunnel| tunnel.device.clone());
     let watch = Watch::open(names.chain([underlay.device.clone()])).await?;
     let (hold, set) = first_leases(settings, own.subnet, known.as_ref(), leases);
-    let mut node =
-        Node::new((settings.clone(), network), (kernel, watch), underlay, backend, own, set, carriers);
+    let mut node = Node::new(
+        (settings.clone(), network),
+        (kernel, watch),
+        underlay,
+        (choice, backend),
+        own,
+        set,
+        carriers,
+    );
     node.bring_up().await?;
     Ok(Started { node, begun, published, hold, view, stale })
 }
@@ -291,7 +298,9 @@ async fn ground_of_store<S: LeaseStore>(
     let known_as = within(store.node_addresses()).await?;
     let view = View::new(settings, &network, public, known_as);
     let underlay = choose_underlay(&view, kernel).await?;
-    let anonymous = Backend::new(&network, &underlay, |_| MacAddr::default()).map_err(anyhow::Error::new)?;
+    let choice = choose_carrier(settings, &network, kernel).await?;
+    let anonymous = Backend::new(&network, choice.method, &underlay, |_| MacAddr::default())
+        .map_err(anyhow::Error::new)?;
     let held = match anonymous.attrs().owner() {
         Some(owner) => within(store.held_by(owner)).await?,
         None => None,
@@ -303,15 +312,17 @@ async fn ground_of_store<S: LeaseStore>(
         LeaseUpdate::Upsert(_) | LeaseUpdate::Remove(_) => Vec::new(),
     };
     tracing::info!("Created subnet manager: {}", store.name());
-    let backend = settle_backend(settings, (&network, &underlay), anonymous, held.as_ref(), &leases)?;
-    Ok((Ground { network, view, underlay, backend, held, leases }, (store, watch)))
+    let parts = (&network, &underlay);
+    let backend = settle_backend(settings, parts, anonymous, held.as_ref(), &leases, Macs::Remember)?;
+    Ok((Ground { network, view, underlay, choice, backend, held, leases }, (store, watch)))
 }
 
 /// The last run's ground, or why it is not this node's.
 async fn ground_of_cache(settings: &Settings, kernel: &Kernel, known: &Known) -> anyhow::Result<Ground> {
     let view = View::new(settings, &known.network, known.public, Vec::new());
     let underlay = choose_underlay(&view, kernel).await?;
-    let anonymous = Backend::new(&known.network, &underlay, |_| MacAddr::default())?;
+    let choice = choose_carrier(settings, &known.network, kernel).await?;
+    let anonymous = Backend::new(&known.network, choice.method, &underlay, |_| MacAddr::default())?;
     let (theirs, ours) = (known.own.attrs.owner(), anonymous.attrs().owner());
     if theirs != ours {
         let text =
@@ -319,11 +330,13 @@ async fn ground_of_cache(settings: &Settings, kernel: &Kernel, known: &Known) ->
         bail!("they are of the node {}, and this one is {}", text(theirs), text(ours));
     }
     let parts = (&known.network, &underlay);
-    let backend = settle_backend(settings, parts, anonymous, Some(&known.own), &known.leases)?;
+    let backend =
+        settle_backend(settings, parts, anonymous, Some(&known.own), &known.leases, Macs::Remember)?;
     Ok(Ground {
         network: known.network.clone(),
         view,
         underlay,
+        choice,
         backend,
         held: Some(known.own.clone()),
         leases: known.leases.clone(),
@@ -363,38 +376,36 @@ async fn acquire(
     }
 }
 
-/// Opens the engine of a tunnel, and explains a device of our name that is none of ours.
-pub(super) async fn open_engine(
+/// Asks the kernel where that matters, and chooses what carries the packets.
+async fn choose_carrier(
     settings: &Settings,
+    network: &NetworkConfig,
     kernel: &Kernel,
-    tunnel: &Tunnel,
-) -> anyhow::Result<Engine> {
-    if let Some(link) = kernel.link(&tunnel.device).await? {
-        match link.kind.as_deref() {
-            // One of our own that outlives its process, or one that a running process holds: opening it tells.
-            Some("tun") => {}
-            kind => bail!(
-                "there is a device named {device} already, of kind {kind}, and this node needs the name for its own TUN \
-                 device. flannel leaves its kernel VXLAN device behind when it stops: stop what made it, then remove it \
-                 with: ip link delete {device}",
-                device = tunnel.device,
-                kind = kind.unwrap_or("physical"),
-            ),
+) -> anyhow::Result<Choice> {
+    let wish = Wish::of(settings.engine, network);
+    let found = match choose::wants_probe(network, wish) {
+        true => {
+            KernelVxlan::probed(kernel.probe_vxlan().await, existing_vxlan(network, kernel).await?.as_deref())
         }
-    }
-    let config = EngineConfig {
-        device: tunnel.device.clone(),
-        encap: tunnel.encap,
-        mtu: tunnel.mtu,
-        bind: tunnel.bind,
-        off: settings.engine_off,
-        source_check: settings.source_check,
-        tuning: settings.tuning.clone(),
+        false => KernelVxlan::Impossible("it was not asked for".to_owned()),
     };
-    Ok(Engine::open(&config)?)
+    Ok(choose::choose(network, wish, &found)?)
 }
 
-async fn choose_underlay(view: &View, kernel: &Kernel) -> anyhow::Result<Underlay> {
+/// The kernel's device of another run, by flannel's names.
+pub(super) async fn existing_vxlan(
+    network: &NetworkConfig,
+    kernel: &Kernel,
+) -> anyhow::Result<Option<String>> {
+    for (_family, device) in Backend::vtep_devices(&network.backend).into_iter().flatten() {
+        if kernel.link(&device).await?.is_some_and(|link| link.vxlan.is_some()) {
+            return Ok(Some(device));
+        }
+    }
+    Ok(None)
+}
+
+pub(super) async fn choose_underlay(view: &View, kernel: &Kernel) -> anyhow::Result<Underlay> {
     let host = view.of_host(kernel).await?;
     Ok(Underlay::choose(&view.choice, view.families, &host)?)
 }
@@ -416,21 +427,31 @@ fn doubts(network: &NetworkConfig, underlay: &Underlay) -> Vec<String> {
         && mtu > underlay.mtu.0
     {
         doubts.push(format!(
-            "Backend MTU {mtu} is more than the {} of {}: large packets travel in fragments. Leave it out, or give \
-             the interface that MTU",
+            "Backend MTU {mtu} is more than the {} of {}: the kernel takes no more than that, and by the engine large \
+             packets travel in fragments. Leave it out, or give the interface that MTU",
             underlay.mtu.0, underlay.device
         ));
     }
     doubts
 }
 
+/// Whether new MACs are written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Macs {
+    /// For the next run.
+    Remember,
+    /// Not: this is only a look.
+    Forget,
+}
+
 /// The backend with its VtepMACs: those of the lease that is held, else of a file, else new ones.
-fn settle_backend(
+pub(super) fn settle_backend(
     settings: &Settings,
     (network, underlay): (&NetworkConfig, &Underlay),
     anonymous: Backend,
     held: Option<&Lease>,
     leases: &[Lease],
+    macs_are: Macs,
 ) -> anyhow::Result<Backend> {
     let Some(devices) = Backend::vtep_devices(&network.backend) else { return Ok(anonymous) };
     let leased = |family| match held.map(|lease| &lease.attrs.backend) {
@@ -448,7 +469,8 @@ fn settle_backend(
     for (family, device) in used {
         let file = mac::path(&settings.subnet_file, &device);
         let (address, source) = mac::settle(leased(family), &file, &taken, &mut fastrand::Rng::new());
-        if source != mac::MacSource::File
+        if macs_are == Macs::Remember
+            && source != mac::MacSource::File
             && let Err(error) = mac::remember(address, &file)
         {
             tracing::warn!(file = %file.display(), %error, "cannot remember the VtepMAC; the lease does");
@@ -457,7 +479,7 @@ fn settle_backend(
         macs.push((family, address));
     }
     let mac = |family| macs.iter().find(|(of, _)| *of == family).map(|(_, mac)| *mac).unwrap_or_default();
-    Ok(Backend::new(network, underlay, mac)?)
+    Ok(Backend::new(network, anonymous.method(), underlay, mac)?)
 }
 
 /// The VtepMACs in every lease but our own.
@@ -505,6 +527,7 @@ mod tests {
             device: "eth0".to_owned(),
             index: 2,
             mtu: LinkMtu(1500),
+            on_link: vec!["192.0.2.0/24".parse().unwrap()],
             v4: Some(End { local, public: local }),
             v6: None,
         };

@@ -10,6 +10,9 @@ use serde_json::Value;
 use super::LeaseAttrs;
 use crate::json::{Node, Object, Remark};
 
+/// `BackendType` of a node without a tunnel.
+const HOST_GW: &str = "host-gw";
+
 /// What a node publishes for its backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BackendData {
@@ -43,6 +46,16 @@ pub struct VxlanData {
 }
 
 impl BackendData {
+    /// What a host-gw node publishes: its type and no data.
+    pub fn host_gw() -> Self {
+        Self::Other { kind: HOST_GW.to_owned(), v4: None, v6: None }
+    }
+
+    /// The node is its subnet's gateway itself; whatever data it publishes says no more.
+    pub fn is_host_gw(&self) -> bool {
+        matches!(self, Self::Other { kind, .. } if kind == HOST_GW)
+    }
+
     /// `BackendType`, which is empty for `udp`.
     pub fn kind(&self) -> &str {
         match self {

@@ -46,6 +46,12 @@ pub(super) enum PoolError {
 }
 
 impl Pool {
+    /// The network as one piece, where nobody allocates from it.
+    pub(super) fn whole(network: IpNet) -> Self {
+        let network = network.trunc();
+        Self { network, first: network, last: network }
+    }
+
     pub(super) fn new(
         network: IpNet,
         length: Option<u8>,
@@ -84,12 +90,6 @@ impl Pool {
             return Err(PoolError::Reversed);
         }
         Ok(Self { network, first, last })
-    }
-
-    /// One subnet, the whole network: where somebody else divides it.
-    pub(super) fn whole(network: IpNet) -> Self {
-        let network = network.trunc();
-        Self { network, first: network, last: network }
     }
 
     /// The whole cluster's network.

@@ -3,7 +3,7 @@
 use dataplane_core::IpNet;
 
 use super::{LeaseRequest, StoreError};
-use crate::lease::{Lease, Subnet, overlap};
+use crate::lease::{Lease, LeaseAttrs, Subnet, overlap};
 use crate::network::{NetworkConfig, Pool};
 
 /// Among how many free subnets one is drawn. Drawing makes nodes that start together rarely want the same one.
@@ -99,6 +99,23 @@ pub fn rival<'a>(network: &NetworkConfig, own: &Lease, leases: &'a [Lease]) -> O
     })
 }
 
+/// Whether the subnet that we hold as `own` says may be written as ours with `attrs`: the entry names our old address or
+/// the new one, or is gone and nobody is in its place. [`StoreError::Lost`] otherwise.
+pub fn may_publish(
+    network: &NetworkConfig,
+    own: &Lease,
+    attrs: &LeaseAttrs,
+    leases: &[Lease],
+) -> Result<(), StoreError> {
+    let Some(rival) = rival(network, own, leases) else { return Ok(()) };
+    match rival.attrs.owner() {
+        Some(owner) if rival.subnet != own.subnet || attrs.owner() != Some(owner) => {
+            Err(StoreError::Lost { subnet: own.subnet, owner, theirs: rival.subnet })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A lease's network takes room if it is a part of the cluster's. An entry that spans all of it, or lies elsewhere, is
 /// nobody's lease here, and must not keep everybody out.
 fn counts(network: &NetworkConfig, net: &IpNet) -> bool {
@@ -127,7 +144,7 @@ fn draw_from(pool: &Pool, taken: &[IpNet], random: &mut fastrand::Rng) -> Result
 mod tests {
     use super::*;
     use crate::lease::tests::any_subnet;
-    use crate::lease::{BackendData, Key, LeaseAttrs};
+    use crate::lease::{BackendData, Key};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 

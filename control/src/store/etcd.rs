@@ -27,7 +27,7 @@ use tokio::time::sleep;
 use self::connection::Connection;
 use self::entry::{Pair, end_in, id_for};
 use self::keys::Keys;
-use super::allocate::{Origin, decide, rival};
+use super::allocate::{Origin, decide, may_publish};
 use super::{Clock, LeaseRequest, LeaseStore, StoreError, SystemClock};
 use crate::lease::{LEASE_TTL, Lease, LeaseAttrs, Subnet, print_value};
 use crate::network::{ConfigError, NetworkConfig};
@@ -333,12 +333,7 @@ impl<C: Clock + Send + Sync + 'static> LeaseStore for EtcdStore<C> {
     ) -> Result<Lease, StoreError> {
         self.claim(|listing| {
             let leases = listing.leases();
-            if let Some(rival) = rival(network, own, &leases)
-                && let Some(owner) = rival.attrs.owner()
-                && !(rival.subnet == own.subnet && Some(owner) == attrs.owner())
-            {
-                return Err(StoreError::Lost { subnet: own.subnet, owner, theirs: rival.subnet });
-            }
+            may_publish(network, own, attrs, &leases)?;
             let held = leases.iter().find(|lease| lease.subnet == own.subnet);
             let reservation = held.unwrap_or(own).expires.is_none();
             Ok(Claim { subnet: own.subnet, attrs: attrs.clone(), reservation, release: Vec::new() })

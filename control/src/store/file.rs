@@ -21,7 +21,7 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use tokio::time::Instant;
 
-use super::allocate::{Decision, Origin, decide, rival};
+use super::allocate::{Decision, Origin, decide, may_publish};
 use super::{Clock, LeaseRequest, LeaseStore, StoreError, SystemClock, lease_end};
 use crate::lease::{Lease, LeaseAttrs, Subnet, print_value};
 use crate::network::NetworkConfig;
@@ -48,13 +48,18 @@ impl<C: Clock> FileStore<C> {
     /// Opens the store, making `DIR/subnets` if it is not there. DIR itself is made only where the network's
     /// configuration is elsewhere: otherwise it holds that, and a DIR that is not there is one that went away.
     pub fn open(dir: &Path, net_config_path: &Path, clock: C) -> Result<Self, StoreError> {
-        let store = Self { dir: dir.to_owned(), net_config_path: net_config_path.to_owned(), clock };
+        let store = Self::at(dir, net_config_path, clock);
         if !dir.exists() && !net_config_path.exists() {
             return Err(store.no_config());
         }
         let subnets = store.subnets();
         fs::create_dir_all(&subnets).map_err(during("create the lease directory", &subnets))?;
         Ok(store)
+    }
+
+    /// The store as it is, for who only reads; nothing is made.
+    pub fn at(dir: &Path, net_config_path: &Path, clock: C) -> Self {
+        Self { dir: dir.to_owned(), net_config_path: net_config_path.to_owned(), clock }
     }
 
     fn no_config(&self) -> StoreError {
@@ -190,12 +195,7 @@ impl<C: Clock> LeaseStore for FileStore<C> {
         let _lock = self.lock().await?;
         let scan = self.scan_locked()?;
         let holder = scan.leases.iter().find(|lease| lease.subnet == own.subnet);
-        if let Some(rival) = rival(network, own, &scan.leases)
-            && let Some(owner) = rival.attrs.owner()
-            && !(rival.subnet == own.subnet && Some(owner) == attrs.owner())
-        {
-            return Err(StoreError::Lost { subnet: own.subnet, owner, theirs: rival.subnet });
-        }
+        may_publish(network, own, attrs, &scan.leases)?;
         let reservation = match holder {
             Some(holder) => holder.expires.is_none(),
             None => own.expires.is_none(),

@@ -297,7 +297,7 @@ impl LeaseStore for KubeStore {
             if !self.net_config_path.exists() {
                 return Err(StoreError::NoConfig { tried: vec![self.net_config_path.clone()] });
             }
-            Ok(NetworkConfig::read_without_pools(&self.net_config_path)?)
+            Ok(NetworkConfig::read_without_pool(&self.net_config_path)?)
         };
         self.network.get_or_try_init(read).await.cloned()
     }

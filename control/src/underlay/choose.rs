@@ -6,7 +6,7 @@ use dataplane_core::IpNet;
 use hostnet::state::{Link, Route};
 use regex::Regex;
 
-use super::{End, Families, HostView, Underlay, UnderlayError, link_mtu, usable_addresses};
+use super::{End, Families, HostView, Underlay, UnderlayError, link_mtu, on_link, usable_addresses};
 use crate::settings::InterfaceChoice;
 
 /// An interface, and the addresses of it that the choice itself fixed.
@@ -195,7 +195,8 @@ fn settle(
     if link.mtu == 0 {
         return Err(format!("{} has MTU 0", link.name));
     }
-    Ok(Underlay { device: link.name.clone(), index: link.index, mtu: link_mtu(link), v4, v6 })
+    let on_link = on_link(&usable);
+    Ok(Underlay { device: link.name.clone(), index: link.index, mtu: link_mtu(link), on_link, v4, v6 })
 }
 
 /// Sends from the address that chose the interface, else from the public one if it is here, else from the best.
@@ -240,6 +241,7 @@ mod tests {
             carrier: true,
             loopback: name == "lo",
             master: None,
+            alias: None,
             tx_queue_len: 1000,
             vxlan: None,
         }

@@ -29,7 +29,7 @@ fn with_peer(mut state: HostState, octet: u8) -> HostState {
 }
 
 fn device() -> HostState {
-    let link = LinkState { device: "flannel.1".to_owned(), mtu: 1450, up: true };
+    let link = LinkState::up("flannel.1", 1450);
     let address = Address { device: "flannel.1".to_owned(), net: net("10.5.1.0/32") };
     HostState { links: BTreeSet::from([link]), addresses: BTreeSet::from([address]), ..HostState::default() }
 }
@@ -40,7 +40,7 @@ fn lines(changes: &[Change]) -> Vec<String> {
 
 #[test]
 fn a_first_peer_is_set_up_in_the_order_that_lets_no_packet_astray() {
-    let down = LinkState { device: "flannel.1".to_owned(), mtu: 1500, up: false };
+    let down = LinkState { up: false, ..LinkState::up("flannel.1", 1500) };
     let fresh = HostState { links: BTreeSet::from([down]), ..HostState::default() };
     assert_eq!(
         lines(&fresh.changes_to(&with_peer(device(), 2))),

@@ -41,20 +41,31 @@ impl Kernel {
     /// if the address is there.
     pub async fn add_address(&self, device: &str, net: IpNet) -> Result<(), HostError> {
         let action = || format!("add address {net} dev {device}");
-        let mut message = message_of(self.device_index(device, action).await?, net);
-        if net.addr().is_ipv6() {
-            message.header.flags = AddressHeaderFlags::Nodad;
-        }
-        self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE, action).await
+        let index = self.device_index(device, action).await?;
+        self.change(adding(index, net), NLM_F_CREATE | NLM_F_REPLACE, action).await
     }
 
     /// Takes an address off a device; `EADDRNOTAVAIL` if it is not there. With the first IPv4 address of a subnet the
     /// kernel also removes the others of that subnet, unless the sysctl `promote_secondaries` is set.
     pub async fn delete_address(&self, device: &str, net: IpNet) -> Result<(), HostError> {
         let action = || format!("delete address {net} dev {device}");
-        let message = message_of(self.device_index(device, action).await?, net);
-        self.change(RouteNetlinkMessage::DelAddress(message), 0, action).await
+        let index = self.device_index(device, action).await?;
+        self.change(deleting(index, net), 0, action).await
     }
+}
+
+/// The request that puts an address on the device with this index.
+pub(super) fn adding(index: u32, net: IpNet) -> RouteNetlinkMessage {
+    let mut message = message_of(index, net);
+    if net.addr().is_ipv6() {
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
+    RouteNetlinkMessage::NewAddress(message)
+}
+
+/// The request that takes an address off the device with this index.
+pub(super) fn deleting(index: u32, net: IpNet) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::DelAddress(message_of(index, net))
 }
 
 fn message_of(index: u32, net: IpNet) -> AddressMessage {

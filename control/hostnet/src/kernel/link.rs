@@ -28,6 +28,8 @@ pub struct LinkSettings {
     pub master: Option<String>,
     /// Length of the transmit queue, in packets.
     pub tx_queue_len: Option<u32>,
+    /// A free text that says whose the device is.
+    pub alias: Option<String>,
     /// Keeps the kernel from giving the device an IPv6 link-local address of its own. Works only before the device is
     /// up; ignored where the kernel has no IPv6.
     pub addr_gen_none: bool,
@@ -104,18 +106,10 @@ impl Kernel {
         if settings.addr_gen_none {
             self.set_addr_gen_none(name).await?;
         }
-        let mut message = named(name);
-        if let Some(up) = settings.up {
-            message.header.change_mask = LinkFlags::Up;
-            message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
-        }
-        let attributes = &mut message.attributes;
-        attributes.extend(settings.mtu.map(LinkAttribute::Mtu));
-        attributes.extend(settings.mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
-        attributes.extend(settings.tx_queue_len.map(LinkAttribute::TxQueueLen));
+        let mut message = setting(name, settings);
         match settings.master.as_deref() {
             None => {}
-            Some("") => attributes.push(LinkAttribute::Controller(0)),
+            Some("") => message.attributes.push(LinkAttribute::Controller(0)),
             Some(master) => {
                 let index = self.device_index(master, || format!("set {name} master {master}")).await?;
                 message.attributes.push(LinkAttribute::Controller(index));
@@ -148,6 +142,9 @@ impl std::fmt::Display for LinkSettings {
         if let Some(length) = self.tx_queue_len {
             write!(f, " txqueuelen {length}")?;
         }
+        if let Some(alias) = &self.alias {
+            write!(f, " alias {alias}")?;
+        }
         match self.master.as_deref() {
             None => {}
             Some("") => f.write_str(" nomaster")?,
@@ -159,6 +156,21 @@ impl std::fmt::Display for LinkSettings {
             None => Ok(()),
         }
     }
+}
+
+/// The request for what needs no further look-up.
+pub(super) fn setting(name: &str, settings: &LinkSettings) -> LinkMessage {
+    let mut message = named(name);
+    if let Some(up) = settings.up {
+        message.header.change_mask = LinkFlags::Up;
+        message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+    }
+    let attributes = &mut message.attributes;
+    attributes.extend(settings.mtu.map(LinkAttribute::Mtu));
+    attributes.extend(settings.mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
+    attributes.extend(settings.tx_queue_len.map(LinkAttribute::TxQueueLen));
+    attributes.extend(settings.alias.clone().map(LinkAttribute::IfAlias));
+    message
 }
 
 /// A message about the device of that name; the kernel finds it by name where the index is 0.
@@ -186,6 +198,7 @@ pub(super) fn link_of(message: LinkMessage) -> Link {
         loopback: flags.contains(LinkFlags::Loopback),
         master: None,
         tx_queue_len: 0,
+        alias: None,
         vxlan: None,
     };
     for attribute in message.attributes {
@@ -195,6 +208,7 @@ pub(super) fn link_of(message: LinkMessage) -> Link {
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
             LinkAttribute::Controller(index) => link.master = Some(index),
             LinkAttribute::TxQueueLen(length) => link.tx_queue_len = length,
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     match info {

@@ -77,63 +77,74 @@ impl Kernel {
     /// Sets a permanent neighbour, in the place of any other entry of that address.
     pub async fn replace_neighbour(&self, neighbour: &Neighbour) -> Result<(), HostError> {
         let action = || format!("replace neighbour {neighbour}");
-        let mut message = self.neighbour_message(neighbour, action).await?;
-        message.attributes.push(NeighbourAttribute::LinkLayerAddress(neighbour.mac.to_vec()));
-        let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        self.change(RouteNetlinkMessage::NewNeighbour(message), flags, action).await
+        let index = self.device_index(&neighbour.device, action).await?;
+        self.change(setting_neighbour(neighbour, index), NLM_F_CREATE | NLM_F_REPLACE, action).await
     }
 
     /// Deletes the entry of that address; `ENOENT` if there is none.
     pub async fn delete_neighbour(&self, neighbour: &Neighbour) -> Result<(), HostError> {
         let action = || format!("delete neighbour {neighbour}");
-        let message = self.neighbour_message(neighbour, action).await?;
-        self.change(RouteNetlinkMessage::DelNeighbour(message), 0, action).await
-    }
-
-    async fn neighbour_message(
-        &self,
-        neighbour: &Neighbour,
-        action: impl FnOnce() -> String,
-    ) -> Result<NeighbourMessage, HostError> {
-        let mut message = NeighbourMessage::default();
-        message.header.ifindex = self.device_index(&neighbour.device, action).await?;
-        message.header.family = family_of(neighbour.ip);
-        message.header.state = NeighbourState::Permanent;
-        message.attributes.push(NeighbourAttribute::Destination(neighbour.ip.into()));
-        Ok(message)
+        let index = self.device_index(&neighbour.device, action).await?;
+        self.change(deleting_neighbour(neighbour, index), 0, action).await
     }
 
     /// Sets the one place where a VXLAN device sends frames for a MAC address.
     pub async fn replace_fdb(&self, entry: &FdbEntry) -> Result<(), HostError> {
         let action = || format!("replace fdb {entry}");
-        let message = self.fdb_message(entry, action).await?;
-        let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        self.change(RouteNetlinkMessage::NewNeighbour(message), flags, action).await
+        let index = self.device_index(&entry.device, action).await?;
+        self.change(setting_fdb(entry, index), NLM_F_CREATE | NLM_F_REPLACE, action).await
     }
 
     /// Deletes a forwarding entry; `ENOENT` if there is none with that MAC address and destination.
     pub async fn delete_fdb(&self, entry: &FdbEntry) -> Result<(), HostError> {
         let action = || format!("delete fdb {entry}");
-        let message = self.fdb_message(entry, action).await?;
-        self.change(RouteNetlinkMessage::DelNeighbour(message), 0, action).await
+        let index = self.device_index(&entry.device, action).await?;
+        self.change(deleting_fdb(entry, index), 0, action).await
     }
+}
 
-    async fn fdb_message(
-        &self,
-        entry: &FdbEntry,
-        action: impl FnOnce() -> String,
-    ) -> Result<NeighbourMessage, HostError> {
-        let mut message = NeighbourMessage::default();
-        message.header.ifindex = self.device_index(&entry.device, action).await?;
-        message.header.family = AddressFamily::Bridge;
-        message.header.state = NeighbourState::Permanent;
-        message.header.flags = NeighbourFlags::Own;
-        message.attributes = vec![
-            NeighbourAttribute::LinkLayerAddress(entry.mac.to_vec()),
-            NeighbourAttribute::Destination(entry.dst.into()),
-        ];
-        Ok(message)
-    }
+/// The request that sets a neighbour; `index` is its device's.
+pub(super) fn setting_neighbour(neighbour: &Neighbour, index: u32) -> RouteNetlinkMessage {
+    let mut message = neighbour_message(neighbour, index);
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(neighbour.mac.to_vec()));
+    RouteNetlinkMessage::NewNeighbour(message)
+}
+
+/// The request that deletes a neighbour.
+pub(super) fn deleting_neighbour(neighbour: &Neighbour, index: u32) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::DelNeighbour(neighbour_message(neighbour, index))
+}
+
+fn neighbour_message(neighbour: &Neighbour, index: u32) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = index;
+    message.header.family = family_of(neighbour.ip);
+    message.header.state = NeighbourState::Permanent;
+    message.attributes.push(NeighbourAttribute::Destination(neighbour.ip.into()));
+    message
+}
+
+/// The request that sets a forwarding entry; `index` is its device's.
+pub(super) fn setting_fdb(entry: &FdbEntry, index: u32) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::NewNeighbour(fdb_message(entry, index))
+}
+
+/// The request that deletes a forwarding entry.
+pub(super) fn deleting_fdb(entry: &FdbEntry, index: u32) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::DelNeighbour(fdb_message(entry, index))
+}
+
+fn fdb_message(entry: &FdbEntry, index: u32) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = index;
+    message.header.family = AddressFamily::Bridge;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes = vec![
+        NeighbourAttribute::LinkLayerAddress(entry.mac.to_vec()),
+        NeighbourAttribute::Destination(entry.dst.into()),
+    ];
+    message
 }
 
 fn parts_of(message: &NeighbourMessage) -> (Option<Mac>, Option<IpAddr>) {

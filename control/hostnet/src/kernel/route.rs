@@ -1,4 +1,4 @@
-//! Unicast routes of the main table, and the kernel's choice of a route to an address.
+//! Routes of the main table, and the kernel's choice of a route to an address.
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,7 +14,7 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use super::Kernel;
 use super::address::family_of;
 use crate::host::HostError;
-use crate::state::{IPV6_DEFAULT_METRIC, Route, RouteProtocol, RouteScope};
+use crate::state::{IPV6_DEFAULT_METRIC, Route, RouteKind, RouteProtocol, RouteScope};
 
 /// How the kernel would reach an address at this moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,13 @@ impl Kernel {
     /// All unicast routes of the main table, IPv4 and IPv6, those the kernel made included. Routes over several next
     /// hops are left out.
     pub async fn routes(&self) -> Result<Vec<Route>, HostError> {
+        let mut routes = self.all_routes().await?;
+        routes.retain(|route| route.kind == RouteKind::Unicast);
+        Ok(routes)
+    }
+
+    /// The same, and the unreachable and blackhole routes among them.
+    pub async fn all_routes(&self) -> Result<Vec<Route>, HostError> {
         self.routes_on(&self.device_names().await?).await
     }
 
@@ -72,24 +79,27 @@ impl Kernel {
     /// Adds a route, in the place of one with the same destination and metric if there is one.
     pub async fn replace_route(&self, route: &Route) -> Result<(), HostError> {
         let action = || format!("replace route {route}");
-        let mut message = self.message_of(route, action).await?;
-        message.header.protocol = route.protocol.0.into();
-        message.header.scope = route.scope.0.into();
-        message.header.kind = RouteType::Unicast;
-        if route.onlink {
-            message.header.flags = RouteFlags::Onlink;
-        }
-        let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        self.change(RouteNetlinkMessage::NewRoute(message), flags, action).await
+        let index = self.index_for(route, action).await?;
+        self.change(replacing(route, index), NLM_F_CREATE | NLM_F_REPLACE, action).await
     }
 
     /// Deletes this route; `ESRCH` if there is none with the same destination, gateway, device and metric.
     pub async fn delete_route(&self, route: &Route) -> Result<(), HostError> {
         let action = || format!("delete route {route}");
-        let mut message = self.message_of(route, action).await?;
-        // To the kernel "nowhere" is any scope here.
-        message.header.scope = Scope::NoWhere;
-        self.change(RouteNetlinkMessage::DelRoute(message), 0, action).await
+        let index = self.index_for(route, action).await?;
+        self.change(deleting(route, index), 0, action).await
+    }
+
+    /// The index of its device, if it is to have one.
+    async fn index_for(
+        &self,
+        route: &Route,
+        action: impl FnOnce() -> String,
+    ) -> Result<Option<u32>, HostError> {
+        match route.kind {
+            RouteKind::Unicast => self.device_index(&route.device, action).await.map(Some),
+            RouteKind::Unreachable | RouteKind::Blackhole => Ok(None),
+        }
     }
 
     /// The kernel's own answer to "how do I get to `ip`"; `None` if it has no route.
@@ -118,31 +128,51 @@ impl Kernel {
             local: answer.header.kind == RouteType::Local,
         }))
     }
+}
 
-    /// What adding and deleting say alike: destination, gateway, device, metric, source.
-    async fn message_of(
-        &self,
-        route: &Route,
-        action: impl FnOnce() -> String,
-    ) -> Result<RouteMessage, HostError> {
-        let index = self.device_index(&route.device, action).await?;
-        let dest = route.dest.trunc();
-        let mut message = RouteMessage::default();
-        message.header.address_family = family_of(dest.addr());
-        message.header.destination_prefix_length = dest.prefix_len();
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.attributes = vec![RouteAttribute::Oif(index), RouteAttribute::Priority(metric_of(route))];
-        if dest.prefix_len() > 0 {
-            message.attributes.push(RouteAttribute::Destination(dest.addr().into()));
-        }
-        message.attributes.extend(route.via.map(|via| match (dest.addr(), via) {
-            // An IPv4 destination by an IPv6 gateway (Linux 5.2) has an attribute of its own.
-            (IpAddr::V4(_), IpAddr::V6(via)) => RouteAttribute::Via(RouteVia::Inet6(via)),
-            _ => RouteAttribute::Gateway(via.into()),
-        }));
-        message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
-        Ok(message)
+/// The request that adds a route or takes the place of one; `index` is its device's.
+pub(super) fn replacing(route: &Route, index: Option<u32>) -> RouteNetlinkMessage {
+    let mut message = message_of(route, index);
+    message.header.protocol = route.protocol.0.into();
+    message.header.scope = route.scope.0.into();
+    if route.onlink {
+        message.header.flags = RouteFlags::Onlink;
     }
+    RouteNetlinkMessage::NewRoute(message)
+}
+
+/// The request that deletes a route; `index` is its device's.
+pub(super) fn deleting(route: &Route, index: Option<u32>) -> RouteNetlinkMessage {
+    let mut message = message_of(route, index);
+    // To the kernel "nowhere" is any scope here.
+    message.header.scope = Scope::NoWhere;
+    RouteNetlinkMessage::DelRoute(message)
+}
+
+/// What adding and deleting say alike: kind, destination, gateway, device, metric, source.
+fn message_of(route: &Route, index: Option<u32>) -> RouteMessage {
+    let dest = route.dest.trunc();
+    let mut message = RouteMessage::default();
+    message.header.address_family = family_of(dest.addr());
+    message.header.destination_prefix_length = dest.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.kind = match route.kind {
+        RouteKind::Unicast => RouteType::Unicast,
+        RouteKind::Unreachable => RouteType::Unreachable,
+        RouteKind::Blackhole => RouteType::BlackHole,
+    };
+    message.attributes = vec![RouteAttribute::Priority(metric_of(route))];
+    message.attributes.extend(index.map(RouteAttribute::Oif));
+    if dest.prefix_len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(dest.addr().into()));
+    }
+    message.attributes.extend(route.via.map(|via| match (dest.addr(), via) {
+        // An IPv4 destination by an IPv6 gateway (Linux 5.2) has an attribute of its own.
+        (IpAddr::V4(_), IpAddr::V6(via)) => RouteAttribute::Via(RouteVia::Inet6(via)),
+        _ => RouteAttribute::Gateway(via.into()),
+    }));
+    message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
+    message
 }
 
 /// The metric on the wire: deleting an IPv6 route with metric 0 would take any of that destination.
@@ -193,8 +223,13 @@ fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
 fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> {
     let parts = Parts::of(message);
     let header = &message.header;
-    let ours = header.kind == RouteType::Unicast
-        && parts.table == u32::from(RouteHeader::RT_TABLE_MAIN)
+    let kind = match header.kind {
+        RouteType::Unicast => RouteKind::Unicast,
+        RouteType::Unreachable => RouteKind::Unreachable,
+        RouteType::BlackHole => RouteKind::Blackhole,
+        _ => return None,
+    };
+    let ours = parts.table == u32::from(RouteHeader::RT_TABLE_MAIN)
         && !parts.many
         && !header.flags.contains(RouteFlags::Cloned);
     if !ours {
@@ -204,10 +239,15 @@ fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Rou
         AddressFamily::Inet => IpAddr::from(Ipv4Addr::UNSPECIFIED),
         _ => IpAddr::from(Ipv6Addr::UNSPECIFIED),
     };
+    let device = match kind {
+        RouteKind::Unicast => names.get(&parts.oif?)?.clone(),
+        RouteKind::Unreachable | RouteKind::Blackhole => String::new(),
+    };
     let route = Route {
+        kind,
         dest: IpNet::new(parts.dest.unwrap_or(any), header.destination_prefix_length).ok()?,
         via: parts.via,
-        device: names.get(&parts.oif?)?.clone(),
+        device,
         onlink: header.flags.contains(RouteFlags::Onlink),
         metric: parts.metric,
         scope: RouteScope(header.scope.into()),

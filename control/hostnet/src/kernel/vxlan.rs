@@ -167,6 +167,26 @@ impl Kernel {
     }
 }
 
+/// The device that [`Kernel::probe_vxlan`] makes for a moment.
+pub const PROBE: &str = "flannel-probe";
+
+impl Kernel {
+    /// Finds out whether the kernel makes VXLAN devices here, by making one, down and with a VNI and a port that nobody
+    /// uses, and deleting it. `EOPNOTSUPP`: it has no VXLAN; `EPERM`: this process may not.
+    pub async fn probe_vxlan(&self) -> Result<(), HostError> {
+        let probe = Vxlan::new(PROBE, 0xff_fffe, 65_535);
+        match self.add_vxlan(&probe).await {
+            // One whose process was killed between the two steps.
+            Err(error) if error.errno == Errno::EEXIST => {
+                self.delete_link(PROBE).await?;
+                self.add_vxlan(&probe).await?;
+            }
+            made => made?,
+        }
+        self.delete_link(PROBE).await
+    }
+}
+
 pub(super) fn info_of(attributes: Vec<InfoVxlan>) -> VxlanInfo {
     let mut vxlan = VxlanInfo::default();
     for attribute in attributes {

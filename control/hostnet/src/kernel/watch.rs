@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use super::Kernel;
 use super::link::link_of;
 use crate::host::HostError;
-use crate::state::Link;
+use crate::state::{Link, RouteProtocol};
 
 /// What changed since the last time: names of devices, by what changed about them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +35,8 @@ pub struct Noticed {
     pub gone: BTreeSet<String>,
     /// An address came or went.
     pub addresses: BTreeSet<String>,
-    /// A route of the main table by this device came or went.
+    /// A route of the main table by this device came or went. One that bears this project's protocol is noticed on any
+    /// device, and under an empty name where it has none.
     pub routes: BTreeSet<String>,
     /// A neighbour or a forwarding entry came, changed or went.
     pub neighbours: BTreeSet<String>,
@@ -180,8 +181,13 @@ impl Folding {
                 self.note(self.names.get(&message.header.index).cloned(), &mut noticed.addresses);
             }
             RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
-                let device = device_of(&message).and_then(|index| self.names.get(&index)).cloned();
-                self.note(device, &mut noticed.routes);
+                match device_of(&message).and_then(|index| self.names.get(&index)).cloned() {
+                    // The kernel tells of our routes without a device too, or with the loopback for one.
+                    device if u8::from(message.header.protocol) == RouteProtocol::FLANNEL_RS.0 => {
+                        noticed.routes.insert(device.unwrap_or_default());
+                    }
+                    device => self.note(device, &mut noticed.routes),
+                }
             }
             RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message) => {
                 self.note(self.names.get(&message.header.ifindex).cloned(), &mut noticed.neighbours);

@@ -8,12 +8,18 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fake::FakeHost;
-use crate::state::{Address, FdbEntry, LinkState, Neighbour, Route};
+use crate::state::{Address, FdbEntry, LinkState, Neighbour, Route, RouteKind, RouteProtocol};
 
 const DEVICES: [&str; 2] = ["flannel.1", "flannel-v6.1"];
 
+const SETTING: &str = "net/ipv6/conf/flannel.1/accept_ra";
+
 fn scope() -> Scope {
-    Scope { devices: DEVICES.map(str::to_owned).into(), ..Scope::default() }
+    Scope {
+        devices: DEVICES.map(str::to_owned).into(),
+        sysctls: [SETTING.to_owned()].into(),
+        ..Scope::default()
+    }
 }
 
 /// Waits for a future that never has to wait: everything in it happens in memory.
@@ -38,6 +44,27 @@ fn a_host_as_it_should_be_is_not_touched() {
     let host = FakeHost::in_state(&three_neighbours());
     assert_eq!(now(converge(&host, &scope(), &three_neighbours())), Outcome::default());
     assert_eq!(host.changes(), []);
+}
+
+#[test]
+fn a_step_makes_the_difference_and_looks_at_nothing() {
+    let host = FakeHost::in_state(&three_neighbours());
+    let mut fewer = three_neighbours();
+    fewer.neighbours.remove(&neighbour(2));
+    // The first call would be a look at the host.
+    host.fail_call(2, Errno::EIO);
+    let outcome = now(step(&host, &three_neighbours(), &fewer));
+    assert_eq!(outcome.applied, [Change::DeleteNeighbour(neighbour(2))]);
+    assert!(outcome.is_settled());
+    assert_eq!(host.state(), fewer);
+}
+
+#[test]
+fn a_setting_that_the_host_does_not_have_is_no_difference() {
+    let host = FakeHost::in_state(&three_neighbours());
+    let mut want = three_neighbours();
+    want.sysctls.insert(SETTING.to_owned(), "0".to_owned());
+    assert_eq!(now(converge(&host, &scope(), &want)), Outcome::default());
 }
 
 #[test]
@@ -93,9 +120,7 @@ fn a_missing_device_fails_by_name_and_the_rest_is_done() {
 #[test]
 fn what_is_not_ours_stays() {
     let foreign = HostState {
-        links: ["eth0", "flannel.1"]
-            .map(|name| LinkState { device: name.into(), mtu: 1500, up: true })
-            .into(),
+        links: ["eth0", "flannel.1"].map(|name| LinkState::up(name, 1500)).into(),
         neighbours: BTreeSet::from([Neighbour { device: "eth0".to_owned(), ..neighbour(9) }]),
         routes: BTreeSet::from([Route::new("10.5.9.0/24".parse().unwrap(), "eth0")]),
         ..HostState::default()
@@ -135,10 +160,22 @@ fn any_net() -> impl Strategy<Value = IpNet> {
 }
 
 fn any_route() -> impl Strategy<Value = Route> {
-    (any_net(), any_device(), prop::option::of(any_ip()), any::<bool>(), 0u32..2, prop::option::of(any_ip()))
+    let unicast = (
+        any_net(),
+        any_device(),
+        prop::option::of(any_ip()),
+        any::<bool>(),
+        0u32..2,
+        prop::option::of(any_ip()),
+    )
         .prop_map(|(dest, device, via, onlink, metric, source)| {
             Route { via, onlink, metric, source, ..Route::new(dest, device) }.normalized()
-        })
+        });
+    let refusing = (any_net(), 0u32..2, any::<bool>()).prop_map(|(dest, metric, quiet)| {
+        let kind = if quiet { RouteKind::Blackhole } else { RouteKind::Unreachable };
+        Route { metric, protocol: RouteProtocol::FLANNEL_RS, ..Route::last_resort(kind, dest) }.normalized()
+    });
+    prop_oneof![4 => unicast, 1 => refusing]
 }
 
 fn any_state() -> impl Strategy<Value = HostState> {
@@ -155,17 +192,19 @@ fn any_state() -> impl Strategy<Value = HostState> {
         prop::collection::btree_set(any_route(), set.clone()),
         prop::collection::btree_set(neighbour, set.clone()),
         prop::collection::btree_set(entry, set),
+        any::<bool>(),
     )
-        .prop_map(|(links, addresses, routes, neighbours, fdb)| HostState {
+        .prop_map(|(links, addresses, routes, neighbours, fdb, setting)| HostState {
             links: DEVICES
                 .iter()
                 .zip(links)
-                .map(|(name, (mtu, up))| LinkState { device: (*name).to_owned(), mtu, up })
+                .map(|(name, (mtu, up))| LinkState { up, ..LinkState::up(*name, mtu) })
                 .collect(),
             addresses,
             routes,
             neighbours,
             fdb,
+            sysctls: [(SETTING.to_owned(), u8::from(setting).to_string())].into(),
         })
 }
 
@@ -221,7 +260,7 @@ proptest! {
     #[test]
     fn deletions_come_last_and_routes_lean_on_what_is_there(have in any_state().prop_map(possible), want in any_state().prop_map(wanted)) {
         let rank = |change: &Change| match change {
-            Change::SetLink(_) => 0,
+            Change::SetSysctl { .. } | Change::SetLink(_) => 0,
             Change::AddAddress(_) => 1,
             Change::ReplaceNeighbour(_) => 2,
             Change::ReplaceFdb(_) => 3,

@@ -16,7 +16,7 @@ fn with_peers(peers: u8) -> HostState {
         let six = device.contains("v6");
         let subnet = |n: u8| ip(&if six { format!("{base}{n}::") } else { format!("{base}{n}.0") });
         let host = if six { 128 } else { 32 };
-        state.links.insert(LinkState { device: device.to_owned(), mtu: 1400, up: true });
+        state.links.insert(LinkState::up(device, 1400));
         let own = ipnet::IpNet::new(subnet(1), host).unwrap();
         state.addresses.insert(Address { device: device.to_owned(), net: own });
         for n in 2..2 + peers {
@@ -36,6 +36,13 @@ fn scope() -> Scope {
     let mut scope = Scope::device("flannel.1", networks);
     scope.devices.insert("flannel-v6.1".to_owned());
     scope
+}
+
+/// What is there, without what these states do not say about devices.
+async fn found(kernel: &Kernel, scope: &Scope) -> HostState {
+    let mut state = kernel.read(scope).await.unwrap();
+    state.links = state.links.into_iter().map(|link| LinkState { mac: None, alias: None, ..link }).collect();
+    state
 }
 
 /// False, aloud, where the kernel has no VXLAN.
@@ -59,7 +66,7 @@ fn a_node_is_set_up_from_nothing_and_then_left_alone() {
         let want = with_peers(5);
         let outcome = converge(&kernel, &scope(), &want).await;
         assert!(outcome.is_settled(), "{outcome}");
-        assert_eq!(kernel.read(&scope()).await.unwrap(), want);
+        assert_eq!(found(&kernel, &scope()).await, want);
         let again = converge(&kernel, &scope(), &want).await;
         assert_eq!(again.applied, [], "nothing to do the second time");
     });
@@ -79,13 +86,13 @@ fn what_somebody_deletes_or_changes_is_put_back() {
         kernel.replace_fdb(&stray).await.unwrap();
         for device in ["flannel.1", "flannel-v6.1"] {
             kernel
-                .apply(&Change::SetLink(LinkState { device: device.to_owned(), mtu: 1300, up: false }))
+                .apply(&Change::SetLink(LinkState { up: false, ..LinkState::up(device, 1300) }))
                 .await
                 .unwrap();
         }
         let outcome = converge(&kernel, &scope(), &want).await;
         assert!(outcome.is_settled(), "{outcome}");
-        assert_eq!(kernel.read(&scope()).await.unwrap(), want);
+        assert_eq!(found(&kernel, &scope()).await, want);
     });
 }
 
@@ -98,7 +105,7 @@ fn peers_that_leave_are_taken_out_and_a_device_that_was_made_anew_is_filled() {
         converge(&kernel, &scope(), &with_peers(9)).await;
         let fewer = with_peers(2);
         assert!(converge(&kernel, &scope(), &fewer).await.is_settled());
-        assert_eq!(kernel.read(&scope()).await.unwrap(), fewer);
+        assert_eq!(found(&kernel, &scope()).await, fewer);
 
         kernel.delete_link("flannel.1").await.unwrap();
         let outcome = converge(&kernel, &scope(), &fewer).await;
@@ -108,7 +115,7 @@ fn peers_that_leave_are_taken_out_and_a_device_that_was_made_anew_is_filled() {
         let vxlan = Vxlan { local: Some(ip("192.0.2.1")), ..Vxlan::new("flannel.1", 1, 8472) };
         kernel.add_vxlan(&vxlan).await.unwrap();
         assert!(converge(&kernel, &scope(), &fewer).await.is_settled());
-        assert_eq!(kernel.read(&scope()).await.unwrap(), fewer);
+        assert_eq!(found(&kernel, &scope()).await, fewer);
     });
 }
 
@@ -118,14 +125,14 @@ fn a_change_may_be_made_twice() {
         if !made_devices(&kernel).await {
             return;
         }
-        let nothing = kernel.read(&scope()).await.unwrap();
+        let nothing = found(&kernel, &scope()).await;
         let want = with_peers(2);
         for (from, to) in [(&nothing, &want), (&want, &nothing)] {
             for change in from.changes_to(to) {
                 kernel.apply(&change).await.unwrap();
                 kernel.apply(&change).await.unwrap();
             }
-            assert_eq!(&kernel.read(&scope()).await.unwrap(), to);
+            assert_eq!(&found(&kernel, &scope()).await, to);
         }
     });
 }
@@ -136,14 +143,14 @@ fn a_lease_that_moves_within_one_subnet_keeps_an_address() {
         kernel.add_bridge("flannel0").await.unwrap();
         let scope = Scope::device("flannel0", [net("10.5.0.0/16")]);
         let on = |address: &str| HostState {
-            links: [LinkState { device: "flannel0".to_owned(), mtu: 1472, up: true }].into(),
+            links: [LinkState::up("flannel0", 1472)].into(),
             addresses: [Address { device: "flannel0".to_owned(), net: net(address) }].into(),
             ..HostState::default()
         };
         for address in ["10.5.1.0/16", "10.5.2.0/16", "10.5.3.0/32", "10.5.3.0/16"] {
             let outcome = converge(&kernel, &scope, &on(address)).await;
             assert!(outcome.is_settled(), "{address}: {outcome}");
-            assert_eq!(kernel.read(&scope).await.unwrap(), on(address));
+            assert_eq!(found(&kernel, &scope).await, on(address));
         }
     });
 }
@@ -170,5 +177,54 @@ fn what_others_put_there_stays() {
         let kept: Vec<_> = kernel.addresses().await.unwrap().into_iter().map(|found| found.net).collect();
         assert!(kept.contains(&net("192.168.7.1/24")) && kept.contains(&net("10.5.1.1/24")));
         assert!(kernel.routes().await.unwrap().contains(&pod));
+    });
+}
+
+#[test]
+fn a_device_gets_the_hardware_address_the_mark_and_the_settings_that_are_wanted() {
+    in_private_namespace(async |_ns, kernel| {
+        kernel.add_bridge("flannel0").await.unwrap();
+        let (accept_ra, nowhere) = ("net/ipv6/conf/flannel0/accept_ra", "net/ipv6/conf/nothing.1/accept_ra");
+        let mut scope = Scope::device("flannel0", [net("10.5.0.0/16")]);
+        scope.sysctls = [accept_ra, nowhere].map(str::to_owned).into();
+        let link = LinkState {
+            mac: Some([2, 0, 0, 0, 0, 7]),
+            alias: Some("flannel-rs".to_owned()),
+            ..LinkState::up("flannel0", 1400)
+        };
+        let sysctls = [accept_ra, nowhere].map(|name| (name.to_owned(), "0".to_owned()));
+        let want = HostState { links: [link].into(), sysctls: sysctls.into(), ..HostState::default() };
+        let outcome = converge(&kernel, &scope, &want).await;
+        assert!(outcome.is_settled(), "{outcome:?}");
+        let have = kernel.read(&scope).await.unwrap();
+        assert_eq!(have.links, want.links);
+        assert_eq!(have.sysctls.get(accept_ra).map(String::as_str), Some("0"));
+        assert_eq!(have.sysctls.get(nowhere), None, "what is not there is no difference");
+        assert_eq!(converge(&kernel, &scope, &want).await.applied, []);
+    });
+}
+
+#[test]
+fn thousands_of_changes_are_made_in_order_and_answered_one_by_one() {
+    in_private_namespace(async |_ns, kernel| {
+        kernel.add_bridge("flannel0").await.unwrap();
+        up(&kernel, "flannel0").await;
+        let route = |n: u32| {
+            let dest = ipnet::Ipv4Net::new((0x0a05_0000 + (n << 2)).into(), 30).unwrap();
+            Route::new(dest.into(), if n == 1000 { "nothing.1" } else { "flannel0" })
+        };
+        let add = (0..3000).map(|n| Change::ReplaceRoute(route(n)));
+        let delete = (0..3000).map(|n| Change::DeleteRoute(route(n)));
+        let results = kernel.apply_all(&add.clone().chain(delete).collect::<Vec<_>>()).await;
+        assert_eq!(results.len(), 6000);
+        let failed: Vec<_> = results.iter().enumerate().filter(|(_, result)| result.is_err()).collect();
+        assert!(
+            matches!(failed.as_slice(), [(1000, Err(error))] if error.errno == Errno::ENODEV),
+            "{failed:?}"
+        );
+        assert_eq!(kernel.routes().await.unwrap().len(), 0, "each was deleted after it was made");
+        let results = kernel.apply_all(&add.collect::<Vec<_>>()).await;
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 2999);
+        assert_eq!(kernel.routes().await.unwrap().len(), 2999);
     });
 }

@@ -42,6 +42,7 @@ fn link_settings_are_all_applied() {
             mac: Some([2, 0, 0, 0, 0, 7]),
             master: Some("br0".to_owned()),
             tx_queue_len: Some(77),
+            alias: Some("whose it is".to_owned()),
             addr_gen_none: true,
         };
         kernel.set_link("port", &settings).await.unwrap();

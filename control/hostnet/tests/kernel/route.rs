@@ -1,7 +1,7 @@
 //! Promises about addresses and routes.
 use hostnet::Errno;
 use hostnet::netns::NetNs;
-use hostnet::state::{Route, RouteProtocol, RouteScope};
+use hostnet::state::{Route, RouteKind, RouteProtocol, RouteScope};
 
 use super::{in_namespace, in_private_namespace, ip, net, up};
 
@@ -130,5 +130,27 @@ fn dumps_at_the_same_time_do_not_disturb_each_other() {
         let clone = kernel.clone();
         let (links, routes, addresses) = tokio::join!(kernel.links(), clone.routes(), kernel.addresses());
         assert_eq!((links.unwrap().len(), routes.unwrap().len(), addresses.unwrap().len()), (1, 0, 0));
+    });
+}
+
+#[test]
+fn routes_that_send_nothing_are_made_listed_and_deleted() {
+    in_private_namespace(async |_ns, kernel| {
+        for (kind, dest) in [
+            (RouteKind::Unreachable, "10.5.0.0/16"),
+            (RouteKind::Unreachable, "fd00:5::/48"),
+            (RouteKind::Blackhole, "10.5.1.0/24"),
+            (RouteKind::Blackhole, "fd00:5:0:1::/64"),
+        ] {
+            let route = Route { protocol: RouteProtocol::FLANNEL_RS, ..Route::last_resort(kind, net(dest)) };
+            for _again in 0..2 {
+                kernel.replace_route(&route).await.unwrap();
+            }
+            let listed = kernel.all_routes().await.unwrap();
+            assert_eq!(listed.iter().filter(|listed| **listed == route).count(), 1, "{route}: {listed:?}");
+            assert!(!kernel.routes().await.unwrap().contains(&route), "it leads nowhere");
+            kernel.delete_route(&route).await.unwrap();
+            assert!(!kernel.all_routes().await.unwrap().contains(&route));
+        }
     });
 }

@@ -1,9 +1,10 @@
 //! The node on another underlay: what it publishes, binds and writes follows the interface.
 
-use dataplane_core::{MacAddr, OverlayMtu};
+use dataplane_core::MacAddr;
 use hostnet::kernel::{Kernel, Watch};
 
-use super::{Node, State, sums};
+use super::super::carrier::State;
+use super::{Node, sums};
 use crate::backend::Backend;
 use crate::lease::{Lease, LeaseAttrs};
 use crate::network::NetworkConfig;
@@ -18,7 +19,7 @@ impl Node {
             let tunnel = self.backend.tunnels().iter().find(|tunnel| tunnel.family == family);
             tunnel.map_or_else(MacAddr::default, |tunnel| tunnel.mac)
         };
-        let backend = Backend::new(&self.network, &underlay, mac)?;
+        let backend = Backend::new(&self.network, self.choice.method, &underlay, mac)?;
         let names = backend.tunnels().iter().map(|tunnel| tunnel.device.clone());
         // Before anything changes: what happens to the new interface from here on is noticed.
         let watch = Watch::open(names.chain([underlay.device.clone()])).await?;
@@ -41,10 +42,8 @@ impl Node {
             }
             carrier.tunnel = tunnel.clone();
         }
-        let mtu = |backend: &Backend| backend.mtu().map(OverlayMtu::get);
-        if let (Some(before), Some(after)) = (mtu(&self.backend), mtu(&backend))
-            && before != after
-        {
+        let (before, after) = (self.backend.mtu(), backend.mtu());
+        if before != after {
             // The kernel tells them nothing: a pod's own device has the MTU it was made with.
             tracing::warn!(
                 before,
@@ -58,6 +57,7 @@ impl Node {
         self.backend = backend;
         self.own.attrs = self.backend.attrs();
         self.changed = true;
+        self.known = None;
         Ok(self.own.attrs.clone())
     }
 
