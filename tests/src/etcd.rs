@@ -71,12 +71,32 @@ impl OverEtcd {
         let node = self.node(index)?;
         let mut command = Command::new(binary::flanneld()?);
         command
-            .arg(format!("--etcd-endpoints={}", self.etcd.urls().join(",")))
+            .arg(self.endpoints())
             .arg(format!("--subnet-file={}", subnet_file(node.name(), dir).display()))
             .arg(format!("--status-socket={}", dir.join(node.name()).join("status.sock").display()))
             .args(["--log-format", "json", "--iface=eth0"])
             .args(extra);
         Ok(Daemon::of(node.spawn(command)?, subnet_file(node.name(), dir)))
+    }
+
+    /// `--etcd-endpoints`, as flannel takes it too.
+    #[must_use]
+    pub fn endpoints(&self) -> String {
+        format!("-etcd-endpoints={}", self.etcd.urls().join(","))
+    }
+
+    /// Waits for a daemon that was started on the next node, and gives it a pod.
+    ///
+    /// # Errors
+    ///
+    /// When it does not become ready.
+    pub fn adopt(&mut self, daemon: Daemon) -> anyhow::Result<()> {
+        let env = daemon.ready()?;
+        let index = self.daemons.len();
+        self.cluster.nodes_mut().get_mut(index).context("a node")?.add_pod(&pod_network(&env))?;
+        self.envs.push(env);
+        self.daemons.push(daemon);
+        Ok(())
     }
 
     /// Starts a daemon on one more node, waits for it and gives it a pod.
@@ -85,13 +105,8 @@ impl OverEtcd {
     ///
     /// When it does not become ready.
     pub fn join(&mut self, dir: &Path) -> anyhow::Result<()> {
-        let index = self.daemons.len();
-        let daemon = self.spawn(index, dir, &[])?;
-        let env = daemon.ready()?;
-        self.cluster.nodes_mut().get_mut(index).context("a node")?.add_pod(&pod_network(&env))?;
-        self.envs.push(env);
-        self.daemons.push(daemon);
-        Ok(())
+        let daemon = self.spawn(self.daemons.len(), dir, &[])?;
+        self.adopt(daemon)
     }
 
     /// The node.
