@@ -21,22 +21,30 @@ use tokio::time::Instant;
 use crate::settings::{Settings, StoreChoice};
 use crate::store::{Contact, FileStore, KubeStore, LeaseStore, StoreError, SystemClock};
 
+mod board;
 mod cache;
 mod carrier;
 mod earlier;
 mod explain;
 mod follow_underlay;
+mod guests;
+mod health;
 mod hold_back;
+mod instance;
 mod keep;
+mod metrics;
 mod node;
 mod own_lease;
 mod retry;
 mod rules;
+mod socket;
 mod start;
 mod store_link;
 mod supervisor;
 
+use board::Board;
 pub use explain::explain;
+use instance::Instance;
 pub use node::Node;
 
 #[cfg(not(feature = "etcd"))]
@@ -47,42 +55,51 @@ const NEWS: usize = 64;
 
 /// Runs the node until a signal; an error is what to tell the operator.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
+    let instance = Instance::claim(&settings.subnet_file)?;
     match &settings.store {
         StoreChoice::File { dir } => {
-            run_with(settings, async || FileStore::open(dir, &settings.net_config_path, SystemClock)).await
+            let name = format!("directory {}", dir.display());
+            run_with(settings, instance, name, async || {
+                FileStore::open(dir, &settings.net_config_path, SystemClock)
+            })
+            .await
         }
         StoreChoice::Kube(kube) => {
             // What is wrong with the flags is an error at once; nothing is asked of the API yet.
-            KubeStore::open(kube, &settings.net_config_path)?;
-            run_with(settings, async || KubeStore::open(kube, &settings.net_config_path)).await
+            let name = KubeStore::open(kube, &settings.net_config_path)?.name();
+            run_with(settings, instance, name, async || KubeStore::open(kube, &settings.net_config_path))
+                .await
         }
         #[cfg(feature = "etcd")]
         StoreChoice::Etcd(etcd) => {
-            crate::store::EtcdStore::open(etcd)?;
-            run_with(settings, async || crate::store::EtcdStore::open(etcd)).await
+            let name = crate::store::EtcdStore::open(etcd)?.name();
+            run_with(settings, instance, name, async || crate::store::EtcdStore::open(etcd)).await
         }
         #[cfg(not(feature = "etcd"))]
         StoreChoice::Etcd(_) => anyhow::bail!(WITHOUT_ETCD),
     }
 }
 
-/// Runs the node over the store that `open` opens, now or when it is there.
+/// Runs the node over the store that `open` opens, now or when it is there; `name` is what the log calls it.
 async fn run_with<S: LeaseStore>(
     settings: &Settings,
+    mut instance: Instance,
+    name: String,
     open: impl AsyncFn() -> Result<S, StoreError>,
 ) -> anyhow::Result<()> {
     let parent = getppid();
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("catch SIGHUP")?;
+    let board = Board::open(settings, name);
     let outcome = loop {
         let mut started = tokio::select! {
-            started = start::start(settings, &open) => started?,
+            started = start::start(settings, &mut instance, &open) => started?,
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
         };
         let outcome = tokio::select! {
-            outcome = live(settings, parent, &open, &mut started, &mut hangup) => outcome,
+            outcome = live(settings, parent, &open, &mut started, &mut hangup, &board) => outcome,
             _ = terminate.recv() => Ok(Ending::Stop),
             _ = interrupt.recv() => Ok(Ending::Stop),
         };
@@ -112,6 +129,7 @@ async fn live<S: LeaseStore>(
     open: &impl AsyncFn() -> Result<S, StoreError>,
     started: &mut start::Started<S>,
     hangup: &mut Signal,
+    board: &Board,
 ) -> anyhow::Result<Ending> {
     let (news, told) = mpsc::channel(NEWS);
     let (errands, asked) = mpsc::unbounded_channel();
@@ -138,6 +156,7 @@ async fn live<S: LeaseStore>(
         to_remember: true,
         remembered: Instant::now(),
         ready: false,
+        board,
     };
     tokio::select! {
         ended = link.run(open, started.begun.take()) => match ended {

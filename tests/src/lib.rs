@@ -17,6 +17,7 @@ pub mod flannel;
 pub mod harness;
 pub mod manifests;
 pub mod netlink;
+pub mod operator;
 pub mod pinger;
 pub mod processes;
 pub mod reach;

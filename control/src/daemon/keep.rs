@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Node;
+use super::board::Board;
 use super::cache::{Cache, Known};
 use super::follow_underlay::{Found, difference, look};
 use super::hold_back::{HoldBack, Taken};
@@ -19,6 +20,7 @@ use super::store_link::{Errand, News};
 use super::supervisor;
 use crate::lease::LeaseUpdate;
 use crate::settings::Settings;
+use crate::status::StoreStatus;
 use crate::store::{Clock, Contact, SystemClock};
 
 /// How often to look at the engines' events, the clock and the parent.
@@ -46,6 +48,8 @@ pub(super) struct Keeper<'a> {
     /// When the cache was last looked after.
     pub(super) remembered: Instant,
     pub(super) ready: bool,
+    /// Where others read how it goes.
+    pub(super) board: &'a Board,
 }
 
 impl Keeper<'_> {
@@ -61,6 +65,7 @@ impl Keeper<'_> {
         let mut resync = Instant::now() + RESYNC;
         self.became_ready();
         loop {
+            self.show();
             tokio::select! {
                 Some(first) = news.recv() => {
                     self.take(first);
@@ -109,6 +114,14 @@ impl Keeper<'_> {
             }
             self.became_ready();
         }
+    }
+
+    fn show(&self) {
+        let underlay_is_there = self.underlay_trouble.last().is_none();
+        self.board.show(|identity, name| {
+            let store = StoreStatus::met(name, self.contact.borrow().clone(), self.stale);
+            self.node.reading(identity, store, underlay_is_there)
+        });
     }
 
     fn take(&mut self, news: News) {

@@ -25,7 +25,10 @@ use crate::plan::{Plan, Refusal};
 use crate::settings::Settings;
 use crate::underlay::Underlay;
 
+mod status;
 mod underlay;
+
+use status::Tally;
 
 /// The TUN ring holds this many packets of up to 64 KiB. The kernel's 500 overflow in a burst without a trace; far more
 /// would only be delay.
@@ -69,6 +72,7 @@ pub struct Node {
     rules: Option<Rules>,
     /// Why an engine that ended cannot be opened again, which has been said.
     engine_trouble: Option<String>,
+    tally: Tally,
 }
 
 impl Node {
@@ -103,6 +107,7 @@ impl Node {
             env_is_written: false,
             rules: None,
             engine_trouble: None,
+            tally: Tally::default(),
         }
     }
 
@@ -128,6 +133,8 @@ impl Node {
         }
         self.provide_peers(&plan)?;
         self.report(&outcome);
+        self.tally.note(&outcome, true);
+        self.tally_peers();
         if let Err(error) = earlier::remove(&self.kernel, &self.backend).await {
             tracing::warn!(%error, "cannot remove what an earlier run left");
         }
@@ -188,6 +195,8 @@ impl Node {
             self.provide_peers(&plan)?;
         }
         self.report(&outcome);
+        self.tally.note(&outcome, self.changed);
+        self.tally_peers();
         self.changed = false;
         self.known = (outcome.is_settled() && self.device_trouble.is_none()).then_some(plan.host);
         if let Some(rules) = &self.rules {

@@ -20,6 +20,7 @@ use super::Node;
 use super::cache::{self, Known};
 use super::carrier::Carrier;
 use super::hold_back::HoldBack;
+use super::instance::Instance;
 use super::retry::{Pace, Saying};
 use super::store_link::{Failed, within};
 use crate::backend::{Backend, mac};
@@ -126,6 +127,7 @@ impl From<anyhow::Error> for NotYet {
 /// Starts the node. Waits for the store as long as it takes, unless the last run left what is needed.
 pub(super) async fn start<S: LeaseStore>(
     settings: &Settings,
+    instance: &mut Instance,
     open: &impl AsyncFn() -> Result<S, StoreError>,
 ) -> anyhow::Result<Started<S>> {
     let deadline = Instant::now() + STORE_PATIENCE;
@@ -167,6 +169,9 @@ pub(super) async fn start<S: LeaseStore>(
 
     for line in choice.to_string().lines() {
         tracing::info!("carrier {line}");
+    }
+    for tunnel in backend.tunnels() {
+        instance.hold(&tunnel.device)?;
     }
     let carriers = Carrier::open_all(settings, &kernel, &backend).await?;
 
