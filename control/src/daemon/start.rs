@@ -178,9 +178,9 @@ pub(super) async fn start<S: LeaseStore>(
     let carriers = Carrier::open_all(settings, &kernel, &backend).await?;
 
     // The lease of the last run will do where the store goes away just now, if it is the one that the store would give.
-    let ours =
-        |lease: &Lease| lease.attrs.owner().is_some() && lease.attrs.owner() == backend.attrs().owner();
-    let usual = known.as_ref().filter(|known| known.network.is_same_as(&network) && ours(&known.own));
+    let usual = known.as_ref().filter(|known| {
+        known.network.is_same_as(&network) && cache::is_ours(known, &settings.store, backend.attrs().owner())
+    });
     let mut stale = known.as_ref().filter(|_| begun.is_none()).map(|known| known.heard);
     let (own, published) = match &begun {
         Some((store, _)) => {
@@ -328,7 +328,7 @@ async fn ground_of_cache(settings: &Settings, kernel: &Kernel, known: &Known) ->
     let choice = choose_carrier(settings, &known.network, kernel).await?;
     let anonymous = Backend::new(&known.network, choice.method, &underlay, |_| MacAddr::default())?;
     let (theirs, ours) = (known.own.attrs.owner(), anonymous.attrs().owner());
-    if theirs != ours {
+    if !cache::is_ours(known, &settings.store, ours) {
         let text =
             |owner: Option<IpAddr>| owner.map_or_else(|| "nobody".to_owned(), |owner| owner.to_string());
         bail!("they are of the node {}, and this one is {}", text(theirs), text(ours));
