@@ -63,8 +63,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
         StoreChoice::Kube(kube) => {
             // What is wrong with the flags is an error at once; nothing is asked of the API yet.
             KubeStore::open(kube, &settings.net_config_path)?;
-            run_with(settings, async || KubeStore::open(kube, &settings.net_config_path))
-                .await
+            run_with(settings, async || KubeStore::open(kube, &settings.net_config_path)).await
         }
         #[cfg(feature = "etcd")]
         StoreChoice::Etcd(etcd) => {

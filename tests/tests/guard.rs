@@ -315,7 +315,8 @@ fn a_daemon_over_kernel_vxlan_keeps_strangers_out(scene: &Scene) -> anyhow::Resu
     let site = Intruded::start(scene.dir(), &["--engine=never", "--hold-back=0"])?;
     ensure!(site.gets_in(1)?, "a node with a lease: {}", site.daemons[0].log());
     ensure!(!site.gets_in(2)?, "a stranger: {}", site.daemons[0].log());
-    let count = || sh(site.cluster.nodes()[0].namespace(), "nft list counter ip flannel-rs-guard-1 strangers");
+    let count =
+        || sh(site.cluster.nodes()[0].namespace(), "nft list counter ip flannel-rs-guard-1 strangers");
     ensure!(!count()?.contains("packets 0 "), "{}", count()?);
     // The second node's lease ends: its packets stay out too.
     let owner = address_of(&site.cluster, 1)?;
