@@ -1,6 +1,10 @@
 //! What `flanneld` answers before it touches anything: exit status, and which stream it speaks on.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn flanneld(words: &[&str], environment: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_flanneld"))
@@ -61,16 +65,27 @@ fn wrong_flags_end_with_2_and_one_line() {
 fn what_is_wrong_with_a_configuration_is_said_with_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let leases = format!("-file-subnet-mgr={}", dir.path().display());
-    let missing = flanneld(&[&leases, "-net-config-path=/nonexistent"], &[]);
-    assert_eq!(missing.status.code(), Some(1));
-    assert!(stderr(&missing).contains("no network configuration: looked for"), "{}", stderr(&missing));
+    // A configuration that is not there may come: it is waited for, as flannel does, and a signal ends the wait.
+    let mut waiting = Command::new(env!("CARGO_BIN_EXE_flanneld"))
+        .args([&leases, "-net-config-path=/nonexistent", "-lease-cache=off", "-status-socket="])
+        .arg(format!("-subnet-file={}", dir.path().join("subnet.env").display()))
+        .env_clear()
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(waiting.stderr.take().unwrap()).lines();
+    let said = lines.map(Result::unwrap).find(|line| line.contains("no network configuration: looked for"));
+    assert!(said.is_some(), "it ended without a word about the configuration");
+    kill(Pid::from_raw(i32::try_from(waiting.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert_eq!(waiting.wait().unwrap().code(), Some(0));
     let config = dir.path().join("config");
     std::fs::write(
         &config,
         "{\n  \"Network\": \"10.5.0.0/16\",\n  \"Backend\": {\"Type\": \"wireguard\"}\n}",
     )
     .unwrap();
-    let wrong = flanneld(&[&leases, "-log-format=json"], &[]);
+    let subnet_file = format!("-subnet-file={}", dir.path().join("subnet.env").display());
+    let wrong = flanneld(&[&leases, "-log-format=json", &subnet_file, "-status-socket="], &[]);
     assert_eq!(wrong.status.code(), Some(1));
     let text = stderr(&wrong);
     let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();

@@ -74,7 +74,7 @@ impl OverEtcd {
             .arg(self.endpoints())
             .arg(format!("--subnet-file={}", subnet_file(node.name(), dir).display()))
             .arg(format!("--status-socket={}", dir.join(node.name()).join("status.sock").display()))
-            .args(["--log-format", "json", "--iface=eth0"])
+            .args(["--log-format", "json", "--iface=eth0", "--engine=always"])
             .args(extra);
         Ok(Daemon::of(node.spawn(command)?, subnet_file(node.name(), dir)))
     }

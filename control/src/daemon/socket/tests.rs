@@ -1,3 +1,5 @@
+//! The socket against real clients: good ones, slow ones, many.
+
 use std::sync::Arc;
 
 use tokio::sync::watch;
