@@ -307,6 +307,21 @@ impl Backend {
         }
     }
 
+    /// How the pods of a node with this lease are reached, in the words of `flanneld peers`.
+    pub fn via(&self, lease: &Lease) -> Option<&'static str> {
+        let on_link = |ip: Option<IpAddr>| ip.is_some_and(|ip| self.underlay.is_on_link(ip));
+        let LeaseAttrs { public_ip, public_ipv6, .. } = &lease.attrs;
+        let direct = self.direct_routing
+            && (on_link(public_ip.map(IpAddr::V4)) || on_link(public_ipv6.map(IpAddr::V6)));
+        match self.method {
+            Method::EngineVxlan | Method::KernelVxlan if direct => Some("direct"),
+            Method::EngineUdp | Method::EngineVxlan => Some("engine"),
+            Method::KernelVxlan => Some("kernel"),
+            Method::HostGw => Some("direct"),
+            Method::Alloc => None,
+        }
+    }
+
     /// The kernel's device for a tunnel, if the kernel carries it.
     pub(crate) fn kernel_device(&self, tunnel: &Tunnel) -> Option<Vxlan> {
         match self.method {

@@ -21,22 +21,31 @@ use tokio::time::Instant;
 use crate::settings::{Settings, StoreChoice};
 use crate::store::{Contact, FileStore, KubeStore, LeaseStore, StoreError, SystemClock};
 
+mod board;
 mod cache;
 mod carrier;
 mod earlier;
 mod explain;
 mod follow_underlay;
+mod guards;
+mod guests;
+mod health;
 mod hold_back;
+mod instance;
 mod keep;
+mod metrics;
 mod node;
 mod own_lease;
 mod retry;
 mod rules;
+mod socket;
 mod start;
 mod store_link;
 mod supervisor;
 
+use board::Board;
 pub use explain::explain;
+use instance::Instance;
 pub use node::Node;
 
 #[cfg(not(feature = "etcd"))]
@@ -71,18 +80,23 @@ async fn run_with<S: LeaseStore>(
     settings: &Settings,
     open: impl AsyncFn() -> Result<S, StoreError>,
 ) -> anyhow::Result<()> {
+    let mut instance = Instance::claim(&settings.subnet_file)?;
+    let mut board = Board::open(settings);
     let parent = getppid();
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("catch SIGHUP")?;
     let outcome = loop {
         let mut started = tokio::select! {
-            started = start::start(settings, &open) => started?,
+            started = start::start(settings, &mut instance, &board, &open) => started?,
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
         };
+        if let Some((store, _)) = &started.begun {
+            board.name_store(store.name());
+        }
         let outcome = tokio::select! {
-            outcome = live(settings, parent, &open, &mut started, &mut hangup) => outcome,
+            outcome = live(settings, &board, parent, &open, &mut started, &mut hangup) => outcome,
             _ = terminate.recv() => Ok(Ending::Stop),
             _ = interrupt.recv() => Ok(Ending::Stop),
         };
@@ -108,6 +122,7 @@ enum Ending {
 /// The two halves side by side, until one ends.
 async fn live<S: LeaseStore>(
     settings: &Settings,
+    board: &Board,
     parent: Pid,
     open: &impl AsyncFn() -> Result<S, StoreError>,
     started: &mut start::Started<S>,
@@ -126,6 +141,7 @@ async fn live<S: LeaseStore>(
     );
     let keeper = keep::Keeper {
         settings,
+        board,
         node,
         hold: started.hold.clone(),
         view: started.view.clone(),

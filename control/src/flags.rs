@@ -12,9 +12,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 mod help;
+mod shown;
 mod table;
 
 pub use help::Help;
+pub use shown::shown_words;
 pub use table::{FLAGS, Flag, Kind};
 
 /// Every variable that sets a flag starts with this.

@@ -19,6 +19,7 @@
 //! | [`masquerade`] | flannel's packet filter rules, as values and in both texts |
 //! | [`daemon`] | start, the loop, stop |
 //! | [`docker_opts`], [`install_conf`] | flannel's two helpers: Docker's options, a CNI configuration put in place |
+//! | [`status`], [`operator`] | what a node says of itself; `flanneld status` and `flanneld peers` |
 //! | [`demo`] | a cluster of daemons on this machine, and a race |
 //! | [`fuzzing`] | the bodies of the fuzz targets, as plain functions |
 #![forbid(unsafe_code)]
@@ -36,7 +37,9 @@ pub mod json;
 pub mod lease;
 pub mod masquerade;
 pub mod network;
+pub mod operator;
 pub mod plan;
 pub mod settings;
+pub mod status;
 pub mod store;
 pub mod underlay;

@@ -11,6 +11,7 @@ use control::demo;
 use control::docker_opts;
 use control::flags::{Help, RawFlags};
 use control::install_conf;
+use control::operator;
 use control::settings::{LogFormat, LogSettings, Settings};
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         _ => {}
     }
     match words.first().map(String::as_str) {
+        Some("status" | "peers") => operator::main(words),
         Some("demo") => demo::main(words.into_iter().skip(1).collect()),
         Some("mk-docker-opts") => docker_opts::main(&words[1..]),
         Some("install-conf") => install_conf::main(&words[1..]),
@@ -69,6 +71,7 @@ fn run_daemon(words: Vec<String>, task: Task) -> ExitCode {
         Err(error) => return refuse(&error.to_string()),
     };
     log_to_stderr(settings.log);
+    tracing::info!("flanneld v{} starts, options: {}", env!("CARGO_PKG_VERSION"), flags.shown());
     for notice in &settings.notices {
         tracing::warn!("{notice}");
     }

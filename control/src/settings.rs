@@ -271,6 +271,11 @@ impl Settings {
             }),
         };
         let subnet_file = PathBuf::from(subnet_file);
+        let status_socket = match flags.text("status-socket") {
+            "off" => None,
+            "" => Some(subnet_file.with_file_name("flanneld.sock")),
+            path => Some(path.into()),
+        };
         let lease_cache = match flags.text("lease-cache") {
             "off" => None,
             "" => Some(subnet_file.with_file_name("leases.json")),
@@ -296,9 +301,7 @@ impl Settings {
             tuning: tuning(flags)?,
             source_check,
             health: health(flags)?,
-            status_socket: Some(flags.text("status-socket"))
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from),
+            status_socket,
             lease_cache,
             hold_back: seconds("hold-back")?,
             log,
@@ -526,6 +529,7 @@ mod tests {
         assert!(!settings.rules.masquerade && settings.rules.forward && settings.rules.fully_random);
         assert!(!settings.exit_with_parent && settings.notices.is_empty());
         assert_eq!((settings.health, settings.engine), (None, None));
+        assert_eq!(settings.status_socket, Some(PathBuf::from("/run/flannel/flanneld.sock")));
         assert_eq!(settings.lease_cache, Some(PathBuf::from("/run/flannel/leases.json")));
         assert!(settings.interface.names_none());
     }

@@ -8,7 +8,9 @@ use std::process::{Command, Output};
 use control::flags::RawFlags;
 use control::network::NetworkConfig;
 use control::settings::Settings;
-use promises::manifests::{self, assert_same, comparable, container, deploy, find, flannels_sources, texts, words};
+use promises::manifests::{
+    self, assert_same, comparable, container, deploy, find, flannels_sources, texts, words,
+};
 use serde_json::{Value, json};
 
 /// What people set, each as `--set` takes it, and what it is for.

@@ -230,7 +230,7 @@ fn a_second_daemon_does_not_disturb_the_first(scene: &Scene) -> anyhow::Result<(
     let before = leases(scene.dir())?;
     let second = Daemon::spawn(&ours.cluster.nodes()[0], scene.dir(), &[])?;
     let log = second.ends_with_an_error()?;
-    ensure!(log.contains("flannel.1 exists already") && log.contains("stop that process"), "{log}");
+    ensure!(log.contains("another flanneld has") && log.contains("Stop that one first"), "{log}");
     ensure!(leases(scene.dir())? == before, "it changed a lease");
     reach::transfer(reach::path(ours.pod(0)?, ours.pod(1)?, Family::V4)?, 5_000_000)?;
     ours.stop().map(drop)

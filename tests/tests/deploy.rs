@@ -7,7 +7,9 @@ use std::fs;
 use control::flags::RawFlags;
 use control::network::NetworkConfig;
 use control::settings::{Settings, StoreChoice};
-use promises::manifests::{assert_same, comparable, container, deploy, find, flannels_sources, read, texts, words};
+use promises::manifests::{
+    assert_same, comparable, container, deploy, find, flannels_sources, read, texts, words,
+};
 use serde_json::{Value, json};
 
 /// Ours and flannel's, without what stands behind the name.

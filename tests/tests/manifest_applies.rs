@@ -8,8 +8,8 @@ use kube::api::{GetParams, Patch, PatchParams};
 use kube::core::Request;
 use lab::{Cluster, Node, Plan, Scene};
 use promises::apiserver::ApiServer;
-use promises::manifests::{container, deploy, find, flannels_sources, read, texts};
 use promises::harness;
+use promises::manifests::{container, deploy, find, flannels_sources, read, texts};
 use serde_json::{Value, json};
 
 /// Whoever types the commands of the README.
@@ -57,7 +57,8 @@ impl Installation {
         let params = if matches!(patch, Patch::Apply(_)) { params.force() } else { params };
         let name = object["metadata"]["name"].as_str().context("a name")?;
         let request = place(object)?.patch(name, &params.validation_strict(), patch)?;
-        let answer = self.server.admin(self.node(), async |client: Client| Ok(client.request(request).await?));
+        let answer =
+            self.server.admin(self.node(), async |client: Client| Ok(client.request(request).await?));
         answer.with_context(|| format!("{} {name}", object["kind"]))
     }
 
@@ -109,13 +110,17 @@ fn the_manifest_and_the_engines_patch_are_taken_without_a_remark(scene: &Scene) 
     };
     let added = [vec!["tun", "leases"], vec!["tun", "leases"], vec!["FLANNELD_LEASE_CACHE"], vec![]];
     for ((before, after), added) in lists(before)?.into_iter().zip(lists(&after)?).zip(added) {
-        let mut wanted: Vec<String> = before.into_iter().chain(added.into_iter().map(str::to_owned)).collect();
+        let mut wanted: Vec<String> =
+            before.into_iter().chain(added.into_iter().map(str::to_owned)).collect();
         let mut after = after;
         wanted.sort();
         after.sort();
         ensure!(after == wanted, "{after:?}, expected {wanted:?}");
     }
-    ensure!(container(&after, "kube-flannel")?["args"] == container(before, "kube-flannel")?["args"], "{after}");
+    ensure!(
+        container(&after, "kube-flannel")?["args"] == container(before, "kube-flannel")?["args"],
+        "{after}"
+    );
     Ok(())
 }
 
@@ -134,9 +139,7 @@ fn flannels_installation_becomes_ours_and_flannels_again(scene: &Scene) -> anyho
     let waiting = there.patch(before, &Patch::Strategic(on_delete))?;
     ensure!(waiting["spec"]["updateStrategy"] == json!({"type": "OnDelete"}), "{waiting}");
     // `kubectl set image daemonset kube-flannel-ds kube-flannel=...` sends this.
-    let image = |name: &str| {
-        json!({"spec": {"template": {"spec": {"containers": [{"name": "kube-flannel", "image": name}]}}}})
-    };
+    let image = |name: &str| json!({"spec": {"template": {"spec": {"containers": [{"name": "kube-flannel", "image": name}]}}}});
     let swapped = there.patch(before, &Patch::Strategic(image("registry.example/flannel-rs:v0.1.0")))?;
     ensure!(images(&swapped)? == [cni.clone(), flannel.clone(), "registry.example/flannel-rs:v0.1.0".into()]);
     let rolling = json!({"spec": {"updateStrategy": {"type": "RollingUpdate"}}});

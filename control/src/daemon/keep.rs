@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Node;
+use super::board::Board;
 use super::cache::{Cache, Known};
 use super::follow_underlay::{Found, difference, look};
 use super::hold_back::{HoldBack, Taken};
@@ -23,12 +24,15 @@ use crate::store::{Clock, Contact, SystemClock};
 
 /// How often to look at the engines' events, the clock and the parent.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often to read back the whole host, whether or not anything was told.
-const RESYNC: Duration = Duration::from_secs(5);
+/// How often to read back the whole host, whether or not anything was told: with [`LOOK`] on top, what was changed by
+/// hand is put right within 5 seconds.
+const RESYNC: Duration = Duration::from_secs(4);
 
 /// The half of the daemon that keeps the host; the store's half is [`super::store_link::StoreLink`].
 pub(super) struct Keeper<'a> {
     pub(super) settings: &'a Settings,
+    /// Where others read how it goes.
+    pub(super) board: &'a Board,
     pub(super) node: &'a mut Node,
     pub(super) hold: HoldBack,
     pub(super) view: View,
@@ -60,6 +64,7 @@ impl Keeper<'_> {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut resync = Instant::now() + RESYNC;
         self.became_ready();
+        self.show();
         loop {
             tokio::select! {
                 Some(first) = news.recv() => {
@@ -108,6 +113,7 @@ impl Keeper<'_> {
                 }
             }
             self.became_ready();
+            self.show();
         }
     }
 
@@ -182,6 +188,14 @@ impl Keeper<'_> {
             }
         }
         Ok(())
+    }
+
+    fn show(&self) {
+        let contact = self.contact.borrow().clone();
+        let underlay_trouble = self.underlay_trouble.last();
+        self.board.show(contact, self.stale, |identity, store| {
+            self.node.reading(identity, store, underlay_trouble)
+        });
     }
 
     /// The first time that pods can get a network.

@@ -183,9 +183,9 @@ pub const FLAGS: &[Flag] = &[
     flag(
         "status-socket",
         Kind::Text,
-        "/run/flannel/flanneld.sock",
-        "PATH",
-        "where `flanneld status` asks; empty: nowhere (new)",
+        "",
+        "PATH|off",
+        "where `flanneld status` asks [flanneld.sock by the subnet file] (new)",
     ),
     flag(
         "lease-cache",

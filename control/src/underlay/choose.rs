@@ -6,7 +6,7 @@ use dataplane_core::IpNet;
 use hostnet::state::{Link, Route};
 use regex::Regex;
 
-use super::{on_link, End, Families, HostView, Underlay, UnderlayError, link_mtu, usable_addresses};
+use super::{End, Families, HostView, Underlay, UnderlayError, link_mtu, on_link, usable_addresses};
 use crate::settings::InterfaceChoice;
 
 /// An interface, and the addresses of it that the choice itself fixed.

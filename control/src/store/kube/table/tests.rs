@@ -31,13 +31,13 @@ fn told(updates: &[LeaseUpdate]) -> Vec<String> {
 
 #[test]
 fn the_older_node_keeps_a_pod_cidr_that_two_want() {
-    let young = node("a", 20, 1).cidr("10.244.1.0/24");
+    let young = node("a", 20, 1).cidr("10.244.1.0/24").address("192.0.2.2");
     let old = node("b", 10, 2).cidr("10.244.1.0/24");
     let mut table = table(&[young.build(), old.build()]);
     assert_eq!(held(&table), pairs(&[("10.244.1.0/24", "b")]));
     let conflict = Conflict { holder: "b".into(), loser: "a".into(), subnet: old.lease().subnet };
     assert_eq!(table.conflicts(), [conflict]);
-    let updates = table.remove(&old.version(3).build());
+    let updates = table.remove(&old.clone().version(3).build());
     assert_eq!(told(&updates), ["+ 10.244.1.0/24"]);
     assert_eq!((held(&table), table.conflicts()), (pairs(&[("10.244.1.0/24", "a")]), vec![]));
     let updates = table.put(&old.uid("again").version(4).build());
