@@ -67,6 +67,18 @@ impl Server {
             self.nodes.insert(name, node.clone());
         }
         self.history.push((self.version, past));
+        if self.version > 40_000 && self.random.u32(0..400) == 0 {
+            // Restored from a backup: an older version, and other objects.
+            self.version -= 20_000;
+            self.compacted = self.version;
+            self.history.clear();
+            self.lists.clear();
+            let kept: Vec<String> = self.nodes.keys().step_by(2).cloned().collect();
+            self.nodes.retain(|name, _| kept.contains(name));
+            for node in self.nodes.values_mut() {
+                *node = node.clone().version(self.version);
+            }
+        }
         if self.random.u32(0..200) == 0 {
             self.compacted = self.version;
             self.history.clear();
@@ -115,7 +127,7 @@ fn run(seed: u64, events: usize) {
         nodes: BTreeMap::new(),
         history: Vec::new(),
         compacted: 0,
-        version: 1,
+        version: 50_000,
         lists: BTreeMap::new(),
         random: random.fork(),
     };
