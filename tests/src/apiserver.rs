@@ -94,6 +94,7 @@ impl ApiServer {
             "--listen-client-urls=http://127.0.0.1:2379",
             "--advertise-client-urls=http://127.0.0.1:2379",
             "--listen-peer-urls=http://127.0.0.1:2380",
+            "--unsafe-no-fsync",
         ]);
         let etcd = node.spawn(etcd)?;
         etcd.wait_for_line("ready to serve client requests", PATIENCE)?;

@@ -18,6 +18,7 @@ use hostnet::state::{FdbEntry, Neighbour, Route, RouteKind, RouteProtocol};
 use hostnet::sysctl;
 use lab::traffic::ping::{Answer, Ping};
 use lab::{Cluster, Node, Plan, Scene, Underlay};
+use nix::sys::signal::{Signal, kill};
 use promises::cluster::{Inner, Ours, net_conf};
 use promises::daemon::{self, Daemon, PATIENCE, pod_network};
 use promises::{harness, netlink, reach};
@@ -449,10 +450,14 @@ fn whatever_is_changed_by_hand_comes_back(scene: &Scene) -> anyhow::Result<()> {
         (
             "a device is deleted and made again otherwise",
             Box::new(|| {
-                netlink::inside(node, async |kernel: Kernel| {
+                // Stopped, or it would be faster than this.
+                kill(ours.daemons[0].pid(), Signal::SIGSTOP)?;
+                let changed = netlink::inside(node, async |kernel: Kernel| {
                     kernel.delete_link("flannel.1").await?;
                     Ok(kernel.add_vxlan(&Vxlan::new("flannel.1", 1, 4789)).await?)
-                })
+                });
+                kill(ours.daemons[0].pid(), Signal::SIGCONT)?;
+                changed
             }),
         ),
         (
@@ -687,7 +692,7 @@ fn packets_for_absent_pods_of_this_node_are_dropped_where_that_is_wanted(
     let subnet = *daemon.ready()?.subnets.first().context("a subnet")?;
     let blackhole = |kernel: Kernel| async move {
         let found = kernel.all_routes().await?.into_iter().find(|route| route.kind == RouteKind::Blackhole);
-        Ok(found.map(|route| (kernel, route)))
+        anyhow::Ok(found.map(|route| (kernel, route)))
     };
     let dest = netlink::inside(node.namespace(), async |kernel: Kernel| {
         let (kernel, route) = blackhole(kernel).await?.context("a blackhole route")?;
@@ -776,7 +781,8 @@ fn explain_prints_the_decision_and_changes_nothing(scene: &Scene) -> anyhow::Res
         command.stdout(std::process::Stdio::piped());
         let before = (host(node.namespace())?, files()?);
         let output = node.namespace().run("explain", || command.output())??;
-        ensure!((host(node.namespace())?, files()?) == before, "it changed something");
+        let after = (host(node.namespace())?, files()?);
+        ensure!(after == before, "it changed something: {before:#?}\n{after:#?}");
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?)
     };
@@ -791,14 +797,14 @@ fn explain_prints_the_decision_and_changes_nothing(scene: &Scene) -> anyhow::Res
     }
     let forced = explain(&["--engine=always"])?;
     ensure!(forced.contains("passed over, --engine=always forces the engine"), "{forced}");
-    // With a lease the plan is told as well, and after it is done there is nothing left to do.
+    // With a lease the plan is told as well, and where the kernel carries on there is nothing left to do.
     let daemon = Daemon::spawn(node, dir, &["--engine=auto"])?;
     daemon.ready()?;
-    let carried = kind(node, "flannel.1")?;
+    end(daemon)?;
+    let left = kind(node, "flannel.1")?;
     let done = explain(&["--engine=auto"])?;
     ensure!(done.contains("this node's already"), "{done}");
-    ensure!(carried.as_deref() != Some("vxlan") || done.contains("plan       nothing"), "{done}");
-    end(daemon)?;
+    ensure!(left.as_deref() != Some("vxlan") || done.contains("plan       nothing"), "{done}");
     let other = explain(&["--engine=always"])?;
     ensure!(other.contains("run an engine on flannel.1, vxlan port 8472"), "{other}");
     Ok(())
