@@ -69,7 +69,6 @@ pub(super) struct Page {
 }
 
 /// A line of a watch.
-#[expect(clippy::large_enum_variant, reason = "one lives at a time")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Event {
     /// A node that is new, or differs.
@@ -119,10 +118,18 @@ impl Failure {
 
 #[derive(Debug)]
 enum Phase {
-    Listing { seen: Vec<Seen>, after: Option<String> },
+    Listing {
+        seen: Vec<Seen>,
+        after: Option<String>,
+    },
     /// The next answer is the page of one node that tells the version.
-    Probing { from: String },
-    Watching { from: String, told: bool },
+    Probing {
+        from: String,
+    },
+    Watching {
+        from: String,
+        told: bool,
+    },
 }
 
 /// The state machine.
