@@ -52,14 +52,8 @@ mod watch;
 pub use watch::KubeWatch;
 
 const NODES: &str = "/api/v1/nodes";
-/// How often to look whether the node has got its podCIDR.
-const ASSIGNMENT_CHECK: Duration = Duration::from_secs(2);
-/// How often to say that it has not.
-const ASSIGNMENT_REMINDER: Duration = Duration::from_secs(60);
-/// How long an own Node that does not exist is waited for: the kubelet registers it before it starts a pod.
-const REGISTRATION: Duration = Duration::from_secs(60);
-/// How long a patch is tried, as in flannel.
-const PATCHING: Duration = Duration::from_secs(30);
+/// How long a patch is tried before the caller hears of it.
+const PATCHING: Duration = Duration::from_secs(8);
 /// What the store is called where it is set up.
 const STORE: &str = "the Kubernetes store";
 
@@ -210,38 +204,23 @@ impl KubeStore {
         Ok(Families { v4: network.v4.is_some(), v6: network.v6.is_some() })
     }
 
-    /// The node's subnet, waited for, and said.
+    /// Our node and its subnet; [`StoreError::NotYet`] until the controller manager has assigned one.
     async fn assigned(&self, families: Families) -> Result<(NodeObject, Subnet), StoreError> {
-        let begin = Instant::now();
-        let mut said: Option<Instant> = None;
-        loop {
-            let waits_for = match self.own_node().await {
-                Ok(node) => {
-                    match node.subnet(families).map_err(|error| self.unusable(&node, error.to_string()))? {
-                        Some(subnet) if covers(&subnet, families) => return Ok((node, subnet)),
-                        _ => {
-                            let missing = match families {
-                                Families { v4: true, v6: true } => "a podCIDR of each family",
-                                Families { v4: true, .. } => "an IPv4 podCIDR",
-                                Families { .. } => "an IPv6 podCIDR",
-                            };
-                            format!(
-                                "waiting for node {:?} to get {missing}: the controller manager assigns it (kubeadm init \
-                             --pod-network-cidr, or kube-controller-manager --allocate-node-cidrs --cluster-cidr)",
-                                node.metadata.name
-                            )
-                        }
-                    }
-                }
-                Err(StoreError::NotYet(why)) if begin.elapsed() < REGISTRATION => why,
-                Err(error) => return Err(error),
-            };
-            if said.is_none_or(|said| said.elapsed() >= ASSIGNMENT_REMINDER) {
-                tracing::warn!(waited = ?begin.elapsed(), "{waits_for}");
-                said = Some(Instant::now());
-            }
-            tokio::time::sleep(ASSIGNMENT_CHECK.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+        let node = self.own_node().await?;
+        let subnet = node.subnet(families).map_err(|error| self.unusable(&node, error.to_string()))?;
+        if let Some(subnet) = subnet.filter(|subnet| covers(subnet, families)) {
+            return Ok((node, subnet));
         }
+        let missing = match families {
+            Families { v4: true, v6: true } => "a podCIDR of each family",
+            Families { v4: true, .. } => "an IPv4 podCIDR",
+            Families { .. } => "an IPv6 podCIDR",
+        };
+        Err(StoreError::NotYet(format!(
+            "waiting for node {:?} to get {missing}: the controller manager assigns it (kubeadm init --pod-network-cidr, or \
+             kube-controller-manager --allocate-node-cidrs --cluster-cidr)",
+            node.metadata.name
+        )))
     }
 
     fn unusable(&self, node: &NodeObject, why: String) -> StoreError {

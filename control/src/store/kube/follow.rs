@@ -6,7 +6,11 @@
 //!      └── after a pause ─────────────┘ a server that answers and refuses three times
 //! ```
 //!
-//! A server that does not answer costs no list: the watch goes on from where it was. Pauses grow from one second to half a
+//! A server that does not answer costs no list: the watch goes on from where it was. But a server whose store was
+//! restored from a backup counts from an older version, and answers a watch from a later one with silence. So after an
+//! outage, and after a watch that told nothing, a list of one node asks for the version first.
+//!
+//! Pauses grow from one second to half a
 //! minute and are jittered. Before all nodes list at once (after a restart of the API server, say) each waits a part of
 //! a time that grows with the cluster.
 
@@ -65,7 +69,6 @@ pub(super) struct Page {
 }
 
 /// A line of a watch.
-#[expect(clippy::large_enum_variant, reason = "one lives at a time")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Event {
     /// A node that is new, or differs.
@@ -115,8 +118,18 @@ impl Failure {
 
 #[derive(Debug)]
 enum Phase {
-    Listing { seen: Vec<Seen>, after: Option<String> },
-    Watching { from: String },
+    Listing {
+        seen: Vec<Seen>,
+        after: Option<String>,
+    },
+    /// The next answer is the page of one node that tells the version.
+    Probing {
+        from: String,
+    },
+    Watching {
+        from: String,
+        told: bool,
+    },
 }
 
 /// The state machine.
@@ -158,8 +171,9 @@ impl Follow {
         let pause = std::mem::take(&mut self.pause);
         let ask = match &self.phase {
             Phase::Listing { after, .. } => Ask::List { after: after.clone(), limit: self.page },
+            Phase::Probing { .. } => Ask::List { after: None, limit: 1 },
             // Unequal lengths keep watches that began together from ending together.
-            Phase::Watching { from } => Ask::Watch {
+            Phase::Watching { from, .. } => Ask::Watch {
                 from: from.clone(),
                 seconds: self.random.u32(WATCH_SECONDS * 3 / 4..=WATCH_SECONDS),
             },
@@ -169,6 +183,16 @@ impl Follow {
 
     /// A page came. Answers all leases with the last one.
     pub(super) fn listed(&mut self, page: Page) -> Option<LeaseUpdate> {
+        if let Phase::Probing { from } = &self.phase {
+            let from = from.clone();
+            self.phase = if is_older(&page.version, &from) {
+                self.spread(self.table.len() as u64);
+                Phase::Listing { seen: Vec::new(), after: None }
+            } else {
+                Phase::Watching { from, told: false }
+            };
+            return None;
+        }
         let Phase::Listing { seen, after } = &mut self.phase else { return None };
         let first = after.is_none();
         if first {
@@ -189,13 +213,14 @@ impl Follow {
             return None;
         }
         let seen = std::mem::take(seen);
-        self.phase = Phase::Watching { from: page.version };
+        self.phase = Phase::Watching { from: page.version, told: false };
         Some(self.table.replace(seen))
     }
 
     /// A line of the watch came.
     pub(super) fn event(&mut self, event: Event) -> Vec<LeaseUpdate> {
-        let Phase::Watching { from } = &mut self.phase else { return Vec::new() };
+        let Phase::Watching { from, told } = &mut self.phase else { return Vec::new() };
+        *told = true;
         let (version, updates) = match event {
             Event::Put(node) => {
                 let updates = self.table.put(&node);
@@ -220,6 +245,11 @@ impl Follow {
 
     /// The watch ended without an error, after so long.
     pub(super) fn ended(&mut self, lasted: Duration) {
+        if let Phase::Watching { from, told } = &mut self.phase
+            && !std::mem::replace(told, false)
+        {
+            self.phase = Phase::Probing { from: std::mem::take(from) };
+        }
         if lasted >= STOOD {
             self.progressed();
         } else {
@@ -233,15 +263,19 @@ impl Follow {
     pub(super) fn failed(&mut self, failure: &Failure) {
         self.failures += 1;
         let watching = matches!(self.phase, Phase::Watching { .. });
+        if let (Phase::Watching { from, .. }, Failure::Silent(_)) = (&mut self.phase, failure) {
+            self.phase = Phase::Probing { from: std::mem::take(from) };
+        }
         if let Failure::Status { code, .. } = failure
             && watching
-            && !matches!(code, 401 | 403 | 429)
+            && !matches!(*code, 401 | 403 | 429)
         {
             self.refusals += 1;
         }
-        if matches!(failure, Failure::TooLong { .. }) && !watching {
+        if matches!((&self.phase, failure), (Phase::Listing { .. }, Failure::TooLong { .. })) {
             self.page = (self.page / 4).max(SMALLEST_PAGE);
         }
+        let listing = matches!(self.phase, Phase::Listing { .. });
         let again =
             failure.lost_track() || self.refusals >= REFUSALS || matches!(failure, Failure::TooLong { .. });
         // Losing track once, after a watch that worked, is usual: then only the spread counts.
@@ -251,7 +285,7 @@ impl Follow {
         }
         if again {
             self.refusals = 0;
-            if watching {
+            if !listing {
                 self.spread(self.table.len() as u64);
             }
             self.phase = Phase::Listing { seen: Vec::new(), after: None };
@@ -275,6 +309,11 @@ impl Follow {
             SPREAD_PER_NODE.saturating_mul(u32::try_from(nodes).unwrap_or(u32::MAX)).min(LONGEST_PAUSE);
         self.pause = self.pause.max(over.mul_f64(self.random.f64()));
     }
+}
+
+/// Where versions are no numbers nobody can say.
+fn is_older(told: &str, known: &str) -> bool {
+    matches!((told.parse::<u64>(), known.parse::<u64>()), (Ok(told), Ok(known)) if told < known)
 }
 
 /// Where versions are no numbers the last one told counts.

@@ -28,6 +28,8 @@ struct Server {
     history: Vec<(u64, Past)>,
     compacted: u64,
     version: u64,
+    /// Lists of which a page was given, by version: further pages come from them.
+    lists: BTreeMap<u64, BTreeMap<String, Draft>>,
     random: fastrand::Rng,
 }
 
@@ -65,9 +67,22 @@ impl Server {
             self.nodes.insert(name, node.clone());
         }
         self.history.push((self.version, past));
+        if self.version > 40_000 && self.random.u32(0..400) == 0 {
+            // Restored from a backup: an older version, and other objects.
+            self.version -= 20_000;
+            self.compacted = self.version;
+            self.history.clear();
+            self.lists.clear();
+            let kept: Vec<String> = self.nodes.keys().step_by(2).cloned().collect();
+            self.nodes.retain(|name, _| kept.contains(name));
+            for node in self.nodes.values_mut() {
+                *node = node.clone().version(self.version);
+            }
+        }
         if self.random.u32(0..200) == 0 {
             self.compacted = self.version;
             self.history.clear();
+            self.lists.clear();
         }
     }
 }
@@ -113,7 +128,8 @@ fn run(seed: u64, events: usize) -> (usize, usize) {
         nodes: BTreeMap::new(),
         history: Vec::new(),
         compacted: 0,
-        version: 1,
+        version: 50_000,
+        lists: BTreeMap::new(),
         random: random.fork(),
     };
     let mut follow = Follow::new(Table::new(keys(), families()), random.fork());
@@ -168,13 +184,15 @@ fn question(
                 Some((version, last)) => (version.parse().expect("ours"), last.to_owned()),
                 None => (server.version, String::new()),
             };
-            if version != server.version {
-                // What was listed is not there any more in this state.
+            if after.is_none() {
+                server.lists.insert(version, server.nodes.clone());
+            }
+            let Some(list) = server.lists.get(&version) else {
                 follow.failed(&status(410));
                 return;
-            }
+            };
             let nodes: Vec<Draft> =
-                server.nodes.iter().filter(|(name, _)| **name > last).map(|(_, node)| node.clone()).collect();
+                list.iter().filter(|(name, _)| **name > last).map(|(_, node)| node.clone()).collect();
             let page: Vec<NodeObject> = nodes.iter().take(SMALL_PAGE).map(Draft::build).collect();
             let next = (nodes.len() > SMALL_PAGE)
                 .then(|| format!("{version} {}", page.last().expect("a page").metadata.name));

@@ -114,15 +114,49 @@ fn a_silent_server_costs_no_list_and_is_asked_at_most_every_half_minute() {
     for n in 0..100 {
         follow.failed(&Failure::Silent("connection refused".to_owned()));
         let (pause, ask) = follow.ask();
-        assert!(matches!(ask, Ask::Watch { .. }));
+        assert_eq!(ask, Ask::List { after: None, limit: 1 }, "one node, for the version");
         assert!(pause <= Duration::from_secs(30));
         assert!(n < 6 || pause >= Duration::from_secs(15), "{n}: {pause:?}");
         longest = longest.max(pause);
     }
     assert!(longest > Duration::from_secs(25));
+    assert_eq!(follow.listed(probe("7")), None);
+    assert_eq!(from(&mut follow).as_deref(), Some("7"), "the watch goes on where it was");
     follow.event(Event::Bookmark("9".to_owned()));
     follow.failed(&Failure::Silent("reset".to_owned()));
     assert!(follow.ask().0 <= FIRST_PAUSE, "what worked since starts the count again");
+}
+
+/// The answer to a question for the version.
+fn probe(version: &str) -> Page {
+    Page { nodes: vec![node("b", 1, 2).build()], version: version.to_owned(), ..Page::default() }
+}
+
+#[test]
+fn a_store_that_was_restored_from_a_backup_is_listed_again() {
+    for outage in [true, false] {
+        let mut follow = watching();
+        match outage {
+            true => follow.failed(&Failure::Silent("connection refused".to_owned())),
+            // The server answers a watch from the future with silence.
+            false => follow.ended(Duration::from_secs(60)),
+        }
+        assert_eq!(follow.ask().1, Ask::List { after: None, limit: 1 });
+        assert_eq!(follow.listed(probe("6")), None);
+        assert_eq!(follow.ask().1, Ask::List { after: None, limit: 500 });
+        assert_eq!(follow.table().len(), 1, "what was known stays until then");
+    }
+}
+
+#[test]
+fn a_quiet_watch_goes_on_once_the_version_is_seen_to_be_no_older() {
+    for version in ["7", "99"] {
+        let mut follow = watching();
+        follow.ended(Duration::from_secs(60));
+        assert_eq!(follow.ask(), (Duration::ZERO, Ask::List { after: None, limit: 1 }));
+        assert_eq!(follow.listed(probe(version)), None);
+        assert_eq!(from(&mut follow).as_deref(), Some("7"), "what happened between is still to be told");
+    }
 }
 
 #[test]
