@@ -79,7 +79,7 @@ fn readiness_says_what_is_missing_and_comes_when_packets_can_flow(scene: &Scene)
         Ok(verbose.body.contains("[-]subnet-file failed: "))
     })?;
     let verbose = get(node, "/readyz?verbose")?.body;
-    for fine in ["store", "lease", "device", "routes", "peers", "rules"] {
+    for fine in ["store", "lease", "device", "routes", "peers", "rules", "guard"] {
         ensure!(verbose.contains(&format!("[+]{fine} ok\n")), "{fine}: {verbose}");
     }
     ensure!(verbose.contains(&file.display().to_string()), "{verbose}");
