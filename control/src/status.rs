@@ -229,8 +229,10 @@ pub struct ReconcileStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RulesStatus {
-    /// What is wrong with them.
+    /// What is wrong with masquerading and forwarding.
     pub trouble: Option<String>,
+    /// Why the guard of kernel VXLAN does not keep strangers out though it should.
+    pub guard_trouble: Option<String>,
     /// Packets that the guard of kernel VXLAN dropped; `null` where there is none.
     pub guard_drops: Option<u64>,
 }

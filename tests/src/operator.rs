@@ -151,7 +151,7 @@ pub fn socket(subnet_file: &Path) -> PathBuf {
     subnet_file.with_file_name("flanneld.sock")
 }
 
-/// Every path of keys in `value`, lists taken as one; map entries under `maps` count as one too.
+/// Every path of keys in `value`, sorted; the items of a list are taken as one.
 pub fn keys(value: &Value, under: &str, found: &mut Vec<String>) {
     match value {
         Value::Object(object) => {

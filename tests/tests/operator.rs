@@ -40,6 +40,10 @@ fn main() -> ExitCode {
 }
 
 const HEALTH: &str = "--healthz-port=10256";
+/// Without rules: whether this machine has iptables is no matter here.
+const NO_RULES: &str = "--iptables-forward-rules=false";
+/// Nodes whose packets are carried and counted by the engine, with the health server.
+const FLAGS: [&str; 3] = [HEALTH, NO_RULES, "--engine=always"];
 
 fn v4_plan(nodes: usize) -> Plan {
     Plan { underlay: Underlay::V4, ..Plan::nodes(nodes) }
@@ -67,7 +71,7 @@ fn readiness_says_what_is_missing_and_comes_when_packets_can_flow(scene: &Scene)
     // A directory stands where the file belongs.
     let file = daemon::subnet_file(node.name(), scene.dir());
     fs::create_dir_all(&file)?;
-    let daemon = Daemon::spawn(node, scene.dir(), &[HEALTH])?;
+    let daemon = Daemon::spawn(node, scene.dir(), &FLAGS)?;
     daemon.wait_for_line("pods get no network until this works")?;
     until("the file is named", || {
         let verbose = get(node, "/readyz?verbose")?;
@@ -75,7 +79,7 @@ fn readiness_says_what_is_missing_and_comes_when_packets_can_flow(scene: &Scene)
         Ok(verbose.body.contains("[-]subnet-file failed: "))
     })?;
     let verbose = get(node, "/readyz?verbose")?.body;
-    for fine in ["store", "lease", "device", "routes", "peers", "rules"] {
+    for fine in ["store", "lease", "device", "routes", "peers", "rules", "guard"] {
         ensure!(verbose.contains(&format!("[+]{fine} ok\n")), "{fine}: {verbose}");
     }
     ensure!(verbose.contains(&file.display().to_string()), "{verbose}");
@@ -105,7 +109,7 @@ fn metrics_are_prometheus_and_drops_rise_by_what_was_injected(scene: &Scene) -> 
     let cluster = Cluster::build(&v4_plan(2))?;
     let (node, stranger) = (&cluster.nodes()[0], &cluster.nodes()[1]);
     write_config(scene.dir(), &net_conf("vxlan", Inner::V4))?;
-    let daemon = Daemon::spawn(node, scene.dir(), &[HEALTH, "--engine=always"])?;
+    let daemon = Daemon::spawn(node, scene.dir(), &FLAGS)?;
     daemon.ready()?;
     let drop = r#"flannel_drops_total{device="flannel.1",direction="rx",reason="unknown_peer"}"#;
     until("the engine is on the board", || Ok(metrics(node)?.contains_key(drop)))?;
@@ -149,7 +153,7 @@ fn metrics_are_prometheus_and_drops_rise_by_what_was_injected(scene: &Scene) -> 
 }
 
 fn the_exit_status_tells_well_from_degraded_from_down(scene: &Scene) -> anyhow::Result<()> {
-    let ours = Ours::start(&v4_plan(2), scene.dir(), &net_conf("vxlan", Inner::V4))?;
+    let ours = Ours::start_with(&v4_plan(2), scene.dir(), &net_conf("vxlan", Inner::V4), &FLAGS)?;
     let file = ours.daemons[0].subnet_file().to_owned();
     until("all is well", || Ok(exit(&ask(&file, &["status"])?)? == 0))?;
     let status = said(&ask(&file, &["status"])?);
@@ -188,7 +192,7 @@ fn the_exit_status_tells_well_from_degraded_from_down(scene: &Scene) -> anyhow::
 }
 
 fn a_store_that_is_gone_degrades_and_stops_nothing(scene: &Scene) -> anyhow::Result<()> {
-    let ours = Ours::start_with(&v4_plan(2), scene.dir(), &net_conf("vxlan", Inner::V4), &[HEALTH])?;
+    let ours = Ours::start_with(&v4_plan(2), scene.dir(), &net_conf("vxlan", Inner::V4), &FLAGS)?;
     let node = &ours.cluster.nodes()[0];
     let file = ours.daemons[0].subnet_file().to_owned();
     until("all is well", || Ok(exit(&ask(&file, &["status"])?)? == 0))?;
@@ -207,7 +211,7 @@ fn a_store_that_is_gone_degrades_and_stops_nothing(scene: &Scene) -> anyhow::Res
 
 /// A hundred clients that begin a request and never end it, at the health server and at the local socket.
 fn idle_connections_keep_nobody_out(scene: &Scene) -> anyhow::Result<()> {
-    let ours = Ours::start_with(&v4_plan(2), scene.dir(), &net_conf("vxlan", Inner::V4), &[HEALTH])?;
+    let ours = Ours::start_with(&v4_plan(2), scene.dir(), &net_conf("vxlan", Inner::V4), &FLAGS)?;
     let node = &ours.cluster.nodes()[0];
     let file = ours.daemons[0].subnet_file().to_owned();
     until("readiness", || Ok(get(node, "/readyz")?.status == 200))?;
@@ -237,7 +241,7 @@ fn a_taken_port_is_said_and_had_when_it_is_free(scene: &Scene) -> anyhow::Result
     let node = &cluster.nodes()[0];
     write_config(scene.dir(), &net_conf("vxlan", Inner::V4))?;
     let taken = node.namespace().run("taker", || std::net::TcpListener::bind(("0.0.0.0", PORT)))??;
-    let daemon = Daemon::spawn(node, scene.dir(), &[HEALTH])?;
+    let daemon = Daemon::spawn(node, scene.dir(), &FLAGS)?;
     daemon.ready()?;
     let said = daemon.wait_for_line("the health server cannot have its address")?;
     ensure!(said.contains("in use") && said.contains("--healthz-port"), "{said}");
@@ -251,7 +255,7 @@ fn a_second_daemon_is_told_who_the_first_is(scene: &Scene) -> anyhow::Result<()>
     let cluster = Cluster::build(&v4_plan(1))?;
     let node = &cluster.nodes()[0];
     write_config(scene.dir(), &net_conf("vxlan", Inner::V4))?;
-    let first = Daemon::spawn(node, scene.dir(), &["-v=1"])?;
+    let first = Daemon::spawn(node, scene.dir(), &[NO_RULES, "-v=1"])?;
     first.ready()?;
     let log = Daemon::spawn(node, scene.dir(), &[])?.ends_with_an_error()?;
     let last = log.lines().last().unwrap_or_default();
@@ -269,7 +273,7 @@ fn a_second_daemon_is_told_who_the_first_is(scene: &Scene) -> anyhow::Result<()>
     let file = first.subnet_file().to_owned();
     first.kill()?;
     ensure!(socket(&file).exists(), "a killed process cleans nothing up");
-    let again = Daemon::spawn(node, scene.dir(), &[])?;
+    let again = Daemon::spawn(node, scene.dir(), &FLAGS)?;
     again.ready()?;
     until("the dead socket is replaced", || Ok(exit(&ask(&file, &["status"])?)? == 0))?;
     again.stop().map(drop)
@@ -283,7 +287,7 @@ fn two_networks_on_a_node_have_a_daemon_each(scene: &Scene) -> anyhow::Result<()
         let dir = scene.dir().join(name);
         let backend = format!(r#"{{"Type": "vxlan", "VNI": {vni}, "Port": {}}}"#, 8471 + vni);
         write_config(&dir, &format!(r#"{{"Network": "{network}", "Backend": {backend}}}"#))?;
-        let daemon = Daemon::spawn(node, &dir, &[])?;
+        let daemon = Daemon::spawn(node, &dir, &[NO_RULES])?;
         daemon.ready()?;
         daemons.push(daemon);
     }
@@ -294,8 +298,7 @@ fn two_networks_on_a_node_have_a_daemon_each(scene: &Scene) -> anyhow::Result<()
 }
 
 fn the_json_has_the_keys_that_scripts_know(scene: &Scene) -> anyhow::Result<()> {
-    let ours =
-        Ours::start_with(&v4_plan(2), scene.dir(), &net_conf("vxlan", Inner::V4), &["--engine=always"])?;
+    let ours = Ours::start_with(&v4_plan(2), scene.dir(), &net_conf("vxlan", Inner::V4), &FLAGS)?;
     let file = ours.daemons[0].subnet_file();
     until("all is well", || Ok(exit(&ask(file, &["status"])?)? == 0))?;
     let golden = include_str!("operator/keys.txt");
@@ -369,7 +372,7 @@ fn net_admin_is_all_the_right_that_is_needed(_: &Scene) -> anyhow::Result<()> {
             .arg("--ambient-caps=-all,+net_admin")
             .arg(&program)
             .args(words.get_args())
-            .arg(HEALTH);
+            .args([HEALTH, NO_RULES]);
         daemons.push(Daemon::of(node.spawn(command)?, daemon::subnet_file(node.name(), dir.path())));
     }
     for (at, daemon) in daemons.iter().enumerate() {

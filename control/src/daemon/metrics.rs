@@ -123,7 +123,7 @@ impl Page<'_> {
         )?;
         let written = node.subnet_file.written.into();
         self.gauge("flannel_subnet_file_written", "1 when subnet.env is there.", written)?;
-        let fine = node.rules.trouble.is_none().into();
+        let fine = (node.rules.trouble.is_none() && node.rules.guard_trouble.is_none()).into();
         self.gauge("flannel_rules_ok", "1 when the packet filter rules are as they should be.", fine)?;
         match node.rules.guard_drops {
             Some(drops) => {

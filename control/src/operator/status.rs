@@ -43,6 +43,9 @@ pub(super) fn text(node: &NodeStatus, now: u64) -> String {
             }
         }
     }
+    if let Some(drops) = node.rules.guard_drops.filter(|drops| *drops > 0) {
+        block.line("drops", format!("{drops} packets of nodes without a lease, by the guard"));
+    }
     let repairs: Vec<String> = node
         .reconcile
         .repairs
@@ -86,7 +89,10 @@ fn carried(backend: &BackendStatus) -> String {
             format!("{} by the {} on {}{state}", device.name, device.carrier, device.endpoint)
         })
         .collect();
-    format!("{}: {}", backend.kind, devices.join(", "))
+    match devices.as_slice() {
+        [] => format!("{}: without a device of its own", backend.kind),
+        devices => format!("{}: {}", backend.kind, devices.join(", ")),
+    }
 }
 
 fn peers(node: &NodeStatus) -> String {
@@ -162,6 +168,7 @@ ready
         node.store.stale_since = Some(1_900);
         node.rules.trouble = Some("nft is not installed".to_owned());
         node.peers.refused = 1;
+        node.rules.guard_drops = Some(4);
         node.reconcile.repairs = [("route".into(), 2), ("link".into(), 0)].into();
         let backend = node.backend.as_mut().unwrap();
         backend.reasons = vec!["kernel: no VXLAN in this kernel".to_owned()];
@@ -178,6 +185,7 @@ ready
             "           kernel: no VXLAN in this kernel",
             "  peers    3, and 1 refused: see flanneld peers",
             "  drops    received unknown_peer 7; ring overflows 1",
+            "  drops    4 packets of nodes without a lease, by the guard",
             "  repairs  route 2 (changed by somebody else, put right)",
         ] {
             assert!(text.lines().any(|found| found == line), "no {line:?} in\n{text}");

@@ -69,6 +69,7 @@ impl NodeStatus {
             self.host(),
             self.peers(),
             self.rules(),
+            self.guard(),
             self.file(),
         ];
         let any = |verdict| self.checks.iter().any(|check| check.verdict == verdict);
@@ -150,6 +151,10 @@ impl NodeStatus {
 
     fn rules(&self) -> Check {
         Check::unless("rules", Verdict::Degraded, self.rules.trouble.clone())
+    }
+
+    fn guard(&self) -> Check {
+        Check::unless("guard", Verdict::Degraded, self.rules.guard_trouble.clone())
     }
 
     fn file(&self) -> Check {

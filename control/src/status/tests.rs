@@ -77,7 +77,7 @@ fn what_stops_packets_makes_a_node_not_ready_and_the_rest_degraded() {
     for (spoil, problem) in stop {
         assert_eq!(judged(spoil), (State::NotReady, problem.to_owned()));
     }
-    let harm: [(fn(&mut NodeStatus), &str); 5] = [
+    let harm: [(fn(&mut NodeStatus), &str); 6] = [
         (
             |node| node.store.stale_since = Some(1_900),
             "store: not heard for 1m40s; what was known stays in use",
@@ -92,6 +92,7 @@ fn what_stops_packets_makes_a_node_not_ready_and_the_rest_degraded() {
             "peers: 2 of the other nodes' leases cannot be used: see flanneld peers",
         ),
         (|node| node.rules.trouble = Some("no nft".to_owned()), "rules: no nft"),
+        (|node| node.rules.guard_trouble = Some("no nft".to_owned()), "guard: no nft"),
     ];
     for (spoil, problem) in harm {
         assert_eq!(judged(spoil), (State::Degraded, problem.to_owned()));
@@ -123,6 +124,7 @@ fn a_check_reads_like_those_of_the_kubernetes_api_server() {
             "[+]routes ok",
             "[+]peers ok",
             "[+]rules ok",
+            "[+]guard ok",
             "[+]subnet-file ok",
         ]
     );
