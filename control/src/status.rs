@@ -211,6 +211,9 @@ pub struct PeerCounts {
     pub used: usize,
     /// Whose leases cannot be used.
     pub refused: usize,
+    /// That the store does not have any more, and that are kept for a while because most vanished at once.
+    #[serde(default)]
+    pub held_back: usize,
 }
 
 /// How the host is kept.

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
             most_nodes_vanishing_at_once_are_kept_for_a_while,
             a_hangup_looks_again_at_once,
             twenty_crashes_under_a_transfer_reset_no_connection,
+            the_kernels_vxlan_outlives_the_store_and_the_daemon,
         ],
     )
 }
@@ -347,4 +348,50 @@ fn twenty_crashes_under_a_transfer_reset_no_connection(scene: &Scene) -> anyhow:
     ensure!(report.integrity.is_some_and(|integrity| integrity.intact()), "the content differs");
     ours.daemons.push(daemon);
     ours.stop().map(drop)
+}
+
+/// The kernel carries the packets: a daemon that dies while its store is away, and starts again, costs none.
+fn the_kernels_vxlan_outlives_the_store_and_the_daemon(scene: &Scene) -> anyhow::Result<()> {
+    let flags = ["--engine=never"];
+    let plan = v4_plan(2);
+    let mut ours =
+        Ours::start_with(&plan, scene.dir(), &net_conf("vxlan", Inner::V4), &flags).map_err(|error| {
+            match format!("{error:#}").contains("EOPNOTSUPP") {
+                true => lab::skip("the kernel has no VXLAN"),
+                false => error,
+            }
+        })?;
+    ours.all_reach_each_other()?;
+    let node = &ours.cluster.nodes()[0];
+    let device = || {
+        netlink::inside(node.namespace(), async |kernel: Kernel| {
+            Ok(kernel.link("flannel.1").await?.map(|link| (link.index, link.mac)))
+        })
+    };
+    let (before, routes, published) = (device()?, overlay_routes(node.namespace())?, leases(scene.dir())?);
+    let (store, away) = (scene.dir().join("store"), scene.dir().join("away"));
+    let (cache, peer) = (scene.dir().join("node-a/leases.json"), ours.envs[1].subnets[0]);
+    let peer = peer.to_string().replace('/', "-");
+    until("the cache knows the peer", || {
+        Ok(fs::read_to_string(&cache).is_ok_and(|text| text.contains(&peer)))
+    })?;
+    let mut daemon = ours.daemons.remove(0);
+    let path = reach::path(ours.pod(0)?, ours.pod(1)?, Family::V4)?;
+    let daemon = pinger::without_a_loss(path, || {
+        fs::rename(&store, &away)?;
+        for round in 0..5 {
+            daemon.kill()?;
+            daemon = Daemon::spawn(node, scene.dir(), &flags)?;
+            ensure!(daemon.ready()? == ours.envs[0], "round {round}: another subnet");
+            daemon.wait_for_line("which may be stale")?;
+            ensure!(device()? == before, "round {round}: another device");
+            ensure!(overlay_routes(node.namespace())? == routes, "round {round}: other routes");
+        }
+        fs::rename(&away, &store)?;
+        daemon.wait_for_line("the leases are the store's again")?;
+        Ok(daemon)
+    })?;
+    ensure!(leases(scene.dir())? == published, "{:?}", leases(scene.dir())?);
+    drop(daemon);
+    Ok(())
 }

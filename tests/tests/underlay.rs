@@ -26,6 +26,7 @@ fn main() -> ExitCode {
             a_renamed_interface_is_followed,
             a_changed_mtu_reaches_the_device_and_the_file,
             an_mtu_that_leaves_nothing_for_pods_changes_nothing,
+            the_kernels_vxlan_follows_too,
         ],
     )
 }
@@ -194,4 +195,36 @@ fn an_mtu_that_leaves_nothing_for_pods_changes_nothing(scene: &Scene) -> anyhow:
     ours.daemons[0].wait_for_line("is there again")?;
     ensure!(SubnetEnv::read(ours.daemons[0].subnet_file())? == ours.envs[0]);
     ours.stop().map(drop)
+}
+
+fn the_kernels_vxlan_follows_too(scene: &Scene) -> anyhow::Result<()> {
+    let config = net_conf("vxlan", Inner::V4);
+    let ours = Ours::start_with(&v4_plan(), scene.dir(), &config, &["--engine=never"]).map_err(|error| {
+        match format!("{error:#}").contains("EOPNOTSUPP") {
+            true => lab::skip("the kernel has no VXLAN"),
+            false => error,
+        }
+    })?;
+    ours.all_reach_each_other()?;
+    let before = lease(scene.dir(), &ours.envs[1])?;
+    let node = ours.cluster.nodes()[1].namespace();
+    let (old, new): (IpNet, IpNet) = ("192.0.2.2/24".parse()?, "192.0.2.77/24".parse()?);
+    netlink::inside(node, async |kernel: Kernel| {
+        kernel.delete_address("eth0", old).await?;
+        Ok(kernel.add_address("eth0", new).await?)
+    })?;
+    until("the new address is in the same lease", || {
+        Ok(lease(scene.dir(), &ours.envs[1])?["PublicIP"] == "192.0.2.77")
+    })
+    .with_context(|| ours.daemons[1].log())?;
+    ours.all_reach_each_other()?;
+    ensure!(lease(scene.dir(), &ours.envs[1])?["BackendData"] == before["BackendData"], "another MAC");
+    set(node, "eth0", LinkSettings { mtu: Some(1400), ..LinkSettings::default() })?;
+    until("the file and the device have the MTU", || {
+        let file = fs::read_to_string(ours.daemons[1].subnet_file())?;
+        let device = netlink::inside(node, async |kernel: Kernel| Ok(kernel.link("flannel.1").await?))?;
+        Ok(file.contains("FLANNEL_MTU=1350\n") && device.is_some_and(|link| link.mtu == 1350))
+    })
+    .with_context(|| ours.daemons[1].log())?;
+    ours.all_reach_each_other()
 }

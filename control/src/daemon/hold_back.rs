@@ -74,7 +74,6 @@ impl HoldBack {
     }
 
     /// How many leases are held back.
-    #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.held.len()
     }

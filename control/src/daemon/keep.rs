@@ -194,7 +194,7 @@ impl Keeper<'_> {
         let contact = self.contact.borrow().clone();
         let underlay_trouble = self.underlay_trouble.last();
         self.board.show(contact, self.stale, |identity, store| {
-            self.node.reading(identity, store, underlay_trouble)
+            self.node.reading(identity, store, underlay_trouble, self.hold.held())
         });
     }
 

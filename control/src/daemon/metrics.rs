@@ -85,6 +85,7 @@ impl Page<'_> {
             &[
                 (vec![("state", "used")], count(node.peers.used)),
                 (vec![("state", "refused")], count(node.peers.refused)),
+                (vec![("state", "held_back")], count(node.peers.held_back)),
             ],
         )
     }

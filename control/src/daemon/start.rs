@@ -309,9 +309,10 @@ async fn ground_of_store<S: LeaseStore>(
         Some(owner) => within(store.held_by(owner)).await?,
         None => None,
     };
-    // Watched from here on, so that what happens until the loop begins is an update.
+    // Watched from here on, so that what happens until the loop begins is an update. The list has no time limit: the
+    // nodes of a large cluster take turns, and a watch whose store goes away says so and tries again by itself.
     let mut watch = within(store.watch()).await?;
-    let leases = match within(async { Ok(watch.next().await) }).await? {
+    let leases = match watch.next().await {
         LeaseUpdate::Snapshot(leases) => leases,
         LeaseUpdate::Upsert(_) | LeaseUpdate::Remove(_) => Vec::new(),
     };

@@ -24,8 +24,8 @@ use crate::store::{Clock, Contact, LeaseStore, LeaseWatch, StoreError, SystemClo
 
 /// How often to look at the clock.
 const LOOK: Duration = Duration::from_secs(1);
-/// An attempt that takes longer is none.
-const ATTEMPT: Duration = Duration::from_secs(15);
+/// An attempt that takes longer is none. Every store has a patience of its own that is shorter, and a better reason to tell.
+const ATTEMPT: Duration = Duration::from_secs(40);
 /// How often to ask a directory for our own lease: its watch keeps what was known of an entry that somebody spoiled.
 const OWN_LEASE_CHECK: Duration = Duration::from_secs(30);
 

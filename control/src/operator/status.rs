@@ -96,10 +96,14 @@ fn carried(backend: &BackendStatus) -> String {
 }
 
 fn peers(node: &NodeStatus) -> String {
-    match node.peers.refused {
-        0 => format!("{}", node.peers.used),
-        refused => format!("{}, and {refused} refused: see flanneld peers", node.peers.used),
+    let mut text = node.peers.used.to_string();
+    if node.peers.held_back > 0 {
+        text += &format!(", {} of them held back", node.peers.held_back);
     }
+    if node.peers.refused > 0 {
+        text += &format!(", and {} refused: see flanneld peers", node.peers.refused);
+    }
+    text
 }
 
 fn moved(device: &DeviceStatus, traffic: &Traffic) -> String {

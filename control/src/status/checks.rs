@@ -146,7 +146,15 @@ impl NodeStatus {
         let refused = (self.peers.refused > 0).then(|| {
             format!("{} of the other nodes' leases cannot be used: see flanneld peers", self.peers.refused)
         });
-        Check::unless("peers", Verdict::Degraded, refused)
+        let held = (self.peers.held_back > 0).then(|| {
+            format!(
+                "{} vanished from the store at once, and are kept for a while in case it is a mistake",
+                self.peers.held_back
+            )
+        });
+        let troubles: Vec<String> = refused.into_iter().chain(held).collect();
+        let trouble = Some(troubles.join("; ")).filter(|text| !text.is_empty());
+        Check::unless("peers", Verdict::Degraded, trouble)
     }
 
     fn rules(&self) -> Check {

@@ -37,7 +37,7 @@ pub(crate) fn well() -> NodeStatus {
             addresses: vec![Ipv4Addr::new(192, 0, 2, 1).into()],
             trouble: None,
         }),
-        peers: PeerCounts { used: 3, refused: 0 },
+        peers: PeerCounts { used: 3, refused: 0, held_back: 0 },
         reconcile: ReconcileStatus { last_ok: Some(1_999), ..ReconcileStatus::default() },
         rules: RulesStatus::default(),
         subnet_file: FileStatus { path: "/run/flannel/subnet.env".into(), written: true, trouble: None },
@@ -90,6 +90,10 @@ fn what_stops_packets_makes_a_node_not_ready_and_the_rest_degraded() {
         (
             |node| node.peers.refused = 2,
             "peers: 2 of the other nodes' leases cannot be used: see flanneld peers",
+        ),
+        (
+            |node| node.peers.held_back = 5,
+            "peers: 5 vanished from the store at once, and are kept for a while in case it is a mistake",
         ),
         (|node| node.rules.trouble = Some("no nft".to_owned()), "rules: no nft"),
         (|node| node.rules.guard_trouble = Some("no nft".to_owned()), "guard: no nft"),

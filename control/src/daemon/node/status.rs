@@ -82,6 +82,7 @@ impl Node {
         identity: Identity,
         store: StoreStatus,
         underlay_trouble: Option<&str>,
+        held_back: usize,
     ) -> Reading {
         let mut node = NodeStatus {
             api_version: Cow::Borrowed(API_VERSION),
@@ -103,6 +104,7 @@ impl Node {
             peers: PeerCounts {
                 used: self.leases.len().saturating_sub(self.refused.len()),
                 refused: self.refused.len(),
+                held_back,
             },
             reconcile: ReconcileStatus {
                 last_ok: self.tally.settled.map(seconds),
