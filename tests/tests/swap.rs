@@ -113,7 +113,7 @@ fn one_node_after_the_other_moves_and_moves_back(scene: &Scene) -> anyhow::Resul
     let stop = AtomicBool::new(false);
     let (answered, lost) = thread::scope(|scope| {
         let pings = scope.spawn(|| keep_pinging(pods[0].namespace(), target, &stop));
-        let moves = || {
+        let mut moves = || {
             for (index, kind) in [(1, Ours), (0, Ours), (1, Flannel), (0, Flannel), (0, Ours), (0, Flannel)] {
                 let node = &cluster.nodes()[index];
                 let before = face(node, &daemons[index], dir)?;
