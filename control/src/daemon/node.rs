@@ -150,19 +150,17 @@ impl Node {
         Ok(())
     }
 
-    /// What keeps packet filter rules from being in place.
+    /// What keeps packet filter rules from being in place, the guard's included.
     pub fn rules_trouble(&self) -> Option<String> {
-        self.rules.as_ref().and_then(Rules::trouble)
+        let rules = self.rules.as_ref().and_then(Rules::trouble);
+        let guard = self.guards.as_ref().and_then(Guards::trouble);
+        let guard = guard.map(|trouble| format!("kernel VXLAN takes packets from anybody: {trouble}"));
+        rules.into_iter().chain(guard).reduce(|rules, guard| format!("{rules}; {guard}"))
     }
 
     /// Packets of nodes without a lease that were kept out of kernel VXLAN; `None` where nothing keeps them out.
     pub fn guard_drops(&self) -> Option<u64> {
         self.guards.as_ref().and_then(Guards::drops)
-    }
-
-    /// Why nodes without a lease are not kept out of kernel VXLAN though they should be.
-    pub fn guard_trouble(&self) -> Option<&str> {
-        self.guards.as_ref().and_then(Guards::trouble)
     }
 
     /// Settings of the devices that are wanted before they are up: the kernel sizes the ring then, and makes IPv6

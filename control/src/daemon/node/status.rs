@@ -109,7 +109,7 @@ impl Node {
                 repairs: self.tally.repairs.clone(),
                 trouble: self.device_trouble.clone().or_else(|| self.trouble.clone()),
             },
-            rules: RulesStatus { trouble: self.rules_trouble(), guard_drops: None },
+            rules: RulesStatus { trouble: self.rules_trouble(), guard_drops: self.guard_drops() },
             subnet_file: FileStatus {
                 path: self.settings.subnet_file.clone(),
                 written: self.env_is_written,
