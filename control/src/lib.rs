@@ -17,6 +17,7 @@
 //! | [`choose`] | what carries a backend's packets here, and why |
 //! | [`backend`], [`plan`] | the whole difference between backends: pure functions from leases to wanted state |
 //! | [`masquerade`] | flannel's packet filter rules, as values and in both texts |
+//! | [`guard`] | who gets packets in where the kernel carries VXLAN |
 //! | [`daemon`] | start, the loop, stop |
 //! | [`docker_opts`], [`install_conf`] | flannel's two helpers: Docker's options, a CNI configuration put in place |
 //! | [`status`], [`operator`] | what a node says of itself; `flanneld status` and `flanneld peers` |

@@ -207,7 +207,7 @@ fn iptables_rules_that_somebody_changed_come_back(scene: &Scene) -> anyhow::Resu
         false,
         &[
             "iptables -t nat -F FLANNEL-POSTRTG; ip6tables -t nat -F POSTROUTING",
-            "iptables -t nat -I FLANNEL-POSTRTG -j ACCEPT; iptables -t filter -F FORWARD; iptables -t filter -X FLANNEL-FWD",
+            "iptables -t nat -I FLANNEL-POSTRTG -j ACCEPT; iptables -t filter -F FORWARD; iptables -t filter -F FLANNEL-FWD; iptables -t filter -X FLANNEL-FWD",
             "ip6tables -t nat -D FLANNEL-POSTRTG 1; iptables -t filter -A FLANNEL-FWD -j DROP",
         ],
     )
@@ -255,7 +255,7 @@ fn another_start_changes_no_rule(scene: &Scene) -> anyhow::Result<()> {
         let rules = || {
             sh(
                 node.namespace(),
-                "nft --handle list ruleset 2>/dev/null; iptables -t nat -S; ip6tables -t filter -S",
+                "nft --handle --stateless list ruleset 2>/dev/null; iptables -t nat -S; ip6tables -t filter -S",
             )
         };
         let mut before = None;
@@ -340,7 +340,7 @@ fn without_the_programs_it_runs_and_names_the_package(scene: &Scene) -> anyhow::
         })?;
         daemon.ready()?;
         daemon.wait_for_line(package)?;
-        let said = daemon.log().matches(package).count();
+        let said = daemon.log().lines().filter(|line| line.contains(package)).count();
         ensure!(said == 1, "once is enough: {}", daemon.log());
         daemon.stop()?;
     }
