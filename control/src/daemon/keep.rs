@@ -25,8 +25,9 @@ use crate::store::{Clock, Contact, SystemClock};
 
 /// How often to look at the engines' events, the clock and the parent.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often to read back the whole host, whether or not anything was told.
-const RESYNC: Duration = Duration::from_secs(5);
+/// How often to read back the whole host, whether or not anything was told: with [`LOOK`] on top, what was changed by hand
+/// is put right within 5 seconds.
+const RESYNC: Duration = Duration::from_secs(4);
 
 /// The half of the daemon that keeps the host; the store's half is [`super::store_link::StoreLink`].
 pub(super) struct Keeper<'a> {
