@@ -27,6 +27,7 @@ mod carrier;
 mod earlier;
 mod explain;
 mod follow_underlay;
+mod guards;
 mod guests;
 mod health;
 mod hold_back;
@@ -55,51 +56,47 @@ const NEWS: usize = 64;
 
 /// Runs the node until a signal; an error is what to tell the operator.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
-    let instance = Instance::claim(&settings.subnet_file)?;
     match &settings.store {
         StoreChoice::File { dir } => {
-            let name = format!("directory {}", dir.display());
-            run_with(settings, instance, name, async || {
-                FileStore::open(dir, &settings.net_config_path, SystemClock)
-            })
-            .await
+            run_with(settings, async || FileStore::open(dir, &settings.net_config_path, SystemClock)).await
         }
         StoreChoice::Kube(kube) => {
             // What is wrong with the flags is an error at once; nothing is asked of the API yet.
-            let name = KubeStore::open(kube, &settings.net_config_path)?.name();
-            run_with(settings, instance, name, async || KubeStore::open(kube, &settings.net_config_path))
-                .await
+            KubeStore::open(kube, &settings.net_config_path)?;
+            run_with(settings, async || KubeStore::open(kube, &settings.net_config_path)).await
         }
         #[cfg(feature = "etcd")]
         StoreChoice::Etcd(etcd) => {
-            let name = crate::store::EtcdStore::open(etcd)?.name();
-            run_with(settings, instance, name, async || crate::store::EtcdStore::open(etcd)).await
+            crate::store::EtcdStore::open(etcd)?;
+            run_with(settings, async || crate::store::EtcdStore::open(etcd)).await
         }
         #[cfg(not(feature = "etcd"))]
         StoreChoice::Etcd(_) => anyhow::bail!(WITHOUT_ETCD),
     }
 }
 
-/// Runs the node over the store that `open` opens, now or when it is there; `name` is what the log calls it.
+/// Runs the node over the store that `open` opens, now or when it is there.
 async fn run_with<S: LeaseStore>(
     settings: &Settings,
-    mut instance: Instance,
-    name: String,
     open: impl AsyncFn() -> Result<S, StoreError>,
 ) -> anyhow::Result<()> {
+    let mut instance = Instance::claim(&settings.subnet_file)?;
+    let mut board = Board::open(settings);
     let parent = getppid();
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("catch SIGHUP")?;
-    let board = Board::open(settings, name);
     let outcome = loop {
         let mut started = tokio::select! {
-            started = start::start(settings, &mut instance, &open) => started?,
+            started = start::start(settings, &mut instance, &board, &open) => started?,
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
         };
+        if let Some((store, _)) = &started.begun {
+            board.name_store(store.name());
+        }
         let outcome = tokio::select! {
-            outcome = live(settings, parent, &open, &mut started, &mut hangup, &board) => outcome,
+            outcome = live(settings, &board, parent, &open, &mut started, &mut hangup) => outcome,
             _ = terminate.recv() => Ok(Ending::Stop),
             _ = interrupt.recv() => Ok(Ending::Stop),
         };
@@ -125,11 +122,11 @@ enum Ending {
 /// The two halves side by side, until one ends.
 async fn live<S: LeaseStore>(
     settings: &Settings,
+    board: &Board,
     parent: Pid,
     open: &impl AsyncFn() -> Result<S, StoreError>,
     started: &mut start::Started<S>,
     hangup: &mut Signal,
-    board: &Board,
 ) -> anyhow::Result<Ending> {
     let (news, told) = mpsc::channel(NEWS);
     let (errands, asked) = mpsc::unbounded_channel();
@@ -144,6 +141,7 @@ async fn live<S: LeaseStore>(
     );
     let keeper = keep::Keeper {
         settings,
+        board,
         node,
         hold: started.hold.clone(),
         view: started.view.clone(),
@@ -156,7 +154,6 @@ async fn live<S: LeaseStore>(
         to_remember: true,
         remembered: Instant::now(),
         ready: false,
-        board,
     };
     tokio::select! {
         ended = link.run(open, started.begun.take()) => match ended {

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 use dataplane_core::{Family, Vni};
 use hostnet::filter::{IpVersion, ProgramError, nft};
 use serde_json::Value;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 
 /// So long the table judges without hearing from a daemon.
 const ALIVE: Duration = Duration::from_secs(300);
@@ -29,6 +31,8 @@ const PULSE: Duration = Duration::from_secs(60);
 /// What the tables' names begin with; the network identifier follows.
 const NAME: &str = "flannel-rs-guard-";
 const COUNTER: &str = "strangers";
+/// Longer than `nft` takes for thousands of peers. Routes wait for it, so it is no longer than that.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The guard of one kernel VXLAN device.
 #[derive(Debug)]
@@ -41,6 +45,7 @@ pub struct Guard {
     /// What `nft` showed after the table was made, without what changes by itself; `None`: it has yet to be made.
     shape: Option<Vec<Value>>,
     told_alive: Option<Instant>,
+    seen_drops: Option<u64>,
     trouble: Option<String>,
 }
 
@@ -52,7 +57,8 @@ impl Guard {
             Family::V4 => IpVersion::V4,
             Family::V6 => IpVersion::V6,
         };
-        Self { port, vni, version, peers: BTreeSet::new(), shape: None, told_alive: None, trouble: None }
+        let peers = BTreeSet::new();
+        Self { port, vni, version, peers, shape: None, told_alive: None, seen_drops: None, trouble: None }
     }
 
     /// These and no others get packets in, by the addresses that they send from. Addresses of the other family are
@@ -71,7 +77,7 @@ impl Guard {
 
     /// Reads the table back, puts right what somebody changed, and tells it that a daemon looks after it.
     pub async fn keep(&mut self) {
-        let outcome = self.try_keep().await;
+        let outcome = timeout(PATIENCE, self.try_keep()).await;
         self.report(outcome);
     }
 
@@ -80,6 +86,11 @@ impl Guard {
         let family = nft::keyword(self.version);
         let text = nft::json(&["counter", family, &self.name(), COUNTER]).await.ok()?;
         Some(Reading::parse(&text).drops)
+    }
+
+    /// The same as of the last [`Guard::keep`], without asking.
+    pub fn seen_drops(&self) -> Option<u64> {
+        self.seen_drops
     }
 
     /// What keeps the guard from being in place, with what to do about it.
@@ -112,7 +123,7 @@ impl Guard {
         if self.shape.is_some() && peers == self.peers {
             return;
         }
-        let outcome = self.try_change(peers).await;
+        let outcome = timeout(PATIENCE, self.try_change(peers)).await;
         self.report(outcome);
     }
 
@@ -128,6 +139,7 @@ impl Guard {
 
     async fn try_keep(&mut self) -> Result<(), ProgramError> {
         let reading = self.read().await?;
+        self.seen_drops = reading.as_ref().map(|reading| reading.drops);
         let is_right =
             reading.as_ref().is_some_and(|r| Some(&r.shape) == self.shape.as_ref() && r.peers == self.peers);
         if !is_right {
@@ -152,7 +164,9 @@ impl Guard {
         let before = self.read().await?.unwrap_or_default();
         nft::apply(&self.table((before.drops, before.bytes)).replacement()).await?;
         self.told_alive = Some(Instant::now());
-        self.shape = self.read().await?.map(|reading| reading.shape);
+        let made = self.read().await?.unwrap_or_default();
+        self.seen_drops = Some(made.drops);
+        self.shape = Some(made.shape);
         Ok(())
     }
 
@@ -164,8 +178,12 @@ impl Guard {
         }
     }
 
-    fn report(&mut self, outcome: Result<(), ProgramError>) {
-        let trouble = outcome.err().map(|error| error.to_string());
+    fn report(&mut self, outcome: Result<Result<(), ProgramError>, Elapsed>) {
+        let trouble = match outcome {
+            Ok(outcome) => outcome.err().map(|error| error.to_string()),
+            // What was left undone is found when the table is read back.
+            Err(_elapsed) => Some(format!("nft did not end within {} s", PATIENCE.as_secs())),
+        };
         if trouble == self.trouble {
             return;
         }

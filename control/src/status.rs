@@ -199,8 +199,8 @@ pub struct UnderlayStatus {
     pub mtu: u32,
     /// Its addresses that packets leave from.
     pub addresses: Vec<IpAddr>,
-    /// It is there.
-    pub present: bool,
+    /// Why it carries nothing: it is gone, or lost its address.
+    pub trouble: Option<String>,
 }
 
 /// How many other nodes.

@@ -1,7 +1,7 @@
 //! `flanneld` as a user runs it: real processes on nodes of a lab, what they publish, mend and refuse.
 
 use std::fs;
-use std::io::{self, Write};
+
 use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};

@@ -93,8 +93,9 @@ impl ApiServer {
         etcd.args([
             "--listen-client-urls=http://127.0.0.1:2379",
             "--advertise-client-urls=http://127.0.0.1:2379",
+            "--listen-peer-urls=http://127.0.0.1:2380",
+            "--unsafe-no-fsync",
         ]);
-        etcd.args(["--listen-peer-urls=http://127.0.0.1:2380", "--unsafe-no-fsync"]);
         let etcd = node.spawn(etcd)?;
         etcd.wait_for_line("ready to serve client requests", PATIENCE)?;
         let key = dir.join("service-account.key");

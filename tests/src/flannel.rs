@@ -40,10 +40,18 @@ pub fn build() -> anyhow::Result<Result<(), Missing>> {
 ///
 /// When it cannot be started.
 pub fn spawn(node: &Node, dir: &Path) -> anyhow::Result<Daemon> {
+    spawn_over(node, dir, &format!("-file-subnet-mgr={}", dir.join("store").display()))
+}
+
+/// Starts flannel on the node over the store that this flag of its names; `subnet.env` is in `dir` as that of our daemons.
+///
+/// # Errors
+///
+/// When it cannot be started.
+pub fn spawn_over(node: &Node, dir: &Path, store: &str) -> anyhow::Result<Daemon> {
     let subnet_file = subnet_file(node.name(), dir);
     let mut command = Command::new(program()?);
-    command.arg("-file-subnet-mgr").arg(dir.join("store"));
-    command.arg("-subnet-file").arg(&subnet_file);
+    command.arg(store).arg("-subnet-file").arg(&subnet_file);
     Ok(Daemon::of(node.spawn(command)?, subnet_file))
 }
 

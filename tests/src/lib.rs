@@ -13,6 +13,7 @@ pub mod capture;
 pub mod cluster;
 pub mod daemon;
 pub mod engine;
+pub mod etcd;
 pub mod flannel;
 pub mod harness;
 pub mod manifests;

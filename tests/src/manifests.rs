@@ -83,11 +83,10 @@ pub fn words(container: &Value) -> Vec<String> {
 #[must_use]
 pub fn comparable(mut objects: Vec<Value>) -> Vec<Value> {
     for object in &mut objects {
-        if let Some(data) = object["data"].as_object_mut() {
-            for value in data.values_mut() {
-                if let Some(meaning) = value.as_str().and_then(|text| serde_json::from_str(text).ok()) {
-                    *value = meaning;
-                }
+        let data = object.get_mut("data").and_then(Value::as_object_mut);
+        for value in data.into_iter().flat_map(|data| data.values_mut()) {
+            if let Some(meaning) = value.as_str().and_then(|text| serde_json::from_str(text).ok()) {
+                *value = meaning;
             }
         }
         for list in ["containers", "initContainers"] {
@@ -104,6 +103,18 @@ pub fn comparable(mut objects: Vec<Value>) -> Vec<Value> {
     }
     objects.sort_by_key(|object| (object["kind"].to_string(), object["metadata"]["name"].to_string()));
     objects
+}
+
+/// Stops at the first object that differs, and prints that one both ways.
+///
+/// # Panics
+/// When the lists differ.
+pub fn assert_same(ours: &[Value], theirs: &[Value], what: &str) {
+    let pretty = |object: &Value| format!("{object:#}");
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        assert_eq!(pretty(ours), pretty(theirs), "{what}: {} differs", ours["kind"]);
+    }
+    assert_eq!(ours.len(), theirs.len(), "{what}: one has objects that the other has not");
 }
 
 /// Where the sources of real flannel are, if this machine has Go and the module; else the reason why not.

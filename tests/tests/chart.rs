@@ -8,7 +8,9 @@ use std::process::{Command, Output};
 use control::flags::RawFlags;
 use control::network::NetworkConfig;
 use control::settings::Settings;
-use promises::manifests::{self, comparable, container, deploy, find, flannels_sources, texts, words};
+use promises::manifests::{
+    self, assert_same, comparable, container, deploy, find, flannels_sources, texts, words,
+};
 use serde_json::{Value, json};
 
 /// What people set, each as `--set` takes it, and what it is for.
@@ -93,15 +95,10 @@ fn the_values_of_flannels_chart_make_the_objects_of_flannels_chart() {
         (Ok(helm), Ok(sources)) => (helm, sources),
         (Err(reason), _) | (_, Err(reason)) => return println!("skipped: {name}: {reason}"),
     };
-    // The module cache is read-only, and flannel's chart is a copy of it.
     for values in VALUES {
         let flannels = alike(rendered(&helm, &sources.join("chart/kube-flannel"), values));
         let ours = alike(rendered(&helm, &ours(), values));
-        assert_eq!(
-            serde_json::to_string_pretty(&ours).unwrap(),
-            serde_json::to_string_pretty(&flannels).unwrap(),
-            "{values:?}"
-        );
+        assert_same(&ours, &flannels, &format!("{values:?}"));
     }
 }
 
@@ -145,20 +142,19 @@ fn the_chart_and_the_manifest_are_one_installation() {
     let mut chart = alike(rendered(&helm, &ours(), &[]));
     for object in manifest.iter_mut().chain(&mut chart) {
         // flannel's chart tolerates one taint more, and leaves a label out.
-        if let Some(labels) = object["metadata"]["labels"].as_object_mut() {
+        let metadata = object["metadata"].as_object_mut().unwrap();
+        if let Some(labels) = metadata.get_mut("labels").and_then(Value::as_object_mut) {
             labels.remove("k8s-app");
             if labels.is_empty() {
-                object["metadata"].as_object_mut().unwrap().remove("labels");
+                metadata.remove("labels");
             }
         }
+        metadata.sort_keys();
         if let Some(pod) = object.pointer_mut("/spec/template/spec").and_then(Value::as_object_mut) {
             pod.remove("tolerations");
         }
     }
-    assert_eq!(
-        serde_json::to_string_pretty(&chart).unwrap(),
-        serde_json::to_string_pretty(&manifest).unwrap()
-    );
+    assert_same(&chart, &manifest, "chart and manifest");
 }
 
 #[test]

@@ -7,7 +7,9 @@ use std::fs;
 use control::flags::RawFlags;
 use control::network::NetworkConfig;
 use control::settings::{Settings, StoreChoice};
-use promises::manifests::{comparable, container, deploy, find, flannels_sources, read, texts, words};
+use promises::manifests::{
+    assert_same, comparable, container, deploy, find, flannels_sources, read, texts, words,
+};
 use serde_json::{Value, json};
 
 /// Ours and flannel's, without what stands behind the name.
@@ -60,16 +62,7 @@ fn from_flannels_manifest_only_the_image_changes() {
         Err(reason) => return println!("skipped: from_flannels_manifest_only_the_image_changes: {reason}"),
     };
     let flannels = without_images(read(&sources.join("Documentation/kube-flannel.yml")).unwrap());
-    let ours = without_images(manifest());
-    assert_eq!(ours.len(), flannels.len());
-    for (ours, flannels) in ours.iter().zip(&flannels) {
-        assert_eq!(
-            serde_json::to_string_pretty(ours).unwrap(),
-            serde_json::to_string_pretty(flannels).unwrap(),
-            "{} differs",
-            ours["kind"]
-        );
-    }
+    assert_same(&without_images(manifest()), &flannels, "ours and flannel's manifest");
 }
 
 #[test]
@@ -177,8 +170,10 @@ fn the_daemon_takes_every_variable_of_the_units_example() {
     let variables = |chosen: &dyn Fn(&str) -> Option<String>| -> Vec<(String, String)> {
         text.lines()
             .filter_map(chosen)
-            .map(|line| line.split_once('=').unwrap())
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .map(|line| {
+                let (name, value) = line.split_once('=').unwrap();
+                (name.to_owned(), value.to_owned())
+            })
             .collect()
     };
     let set = variables(&|line| line.starts_with("FLANNELD_").then(|| line.to_owned()));

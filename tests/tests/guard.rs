@@ -2,22 +2,26 @@
 //! VXLAN suffers.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use control::guard::Guard;
-use dataplane_core::{Family, Vni};
+use dataplane_core::{Family, MacAddr, Vni};
 use hostnet::netns::NetNs;
-use lab::cluster::vxlan::{KernelVxlan, subnets};
+use lab::cluster::vxlan::{KernelVxlan, VxlanEnd, subnets};
 use lab::traffic::ping::Ping;
-use lab::{Cluster, Plan, Scene};
-use promises::rules::{need, sh};
+use lab::{Cluster, Plan, PodNetwork, Scene, Underlay};
+use promises::cluster::{Inner, net_conf};
+use promises::daemon::{Daemon, pod_network};
+use promises::rules::{need, sender_seen, sh};
 use promises::{harness, reach};
 
 fn main() -> ExitCode {
-    harness::of_engines(
+    harness::of_daemons(
         "promise-guard",
         lab::cases![
             a_stranger_gets_nothing_in_and_is_counted,
@@ -27,6 +31,9 @@ fn main() -> ExitCode {
             a_guard_that_nobody_looks_after_lets_everything_pass,
             five_thousand_peers_come_and_go_in_one_transaction_each,
             guards_that_are_used_no_more_are_swept_away,
+            a_daemon_over_kernel_vxlan_keeps_strangers_out,
+            without_the_guard_kernel_vxlan_is_open_as_flannels,
+            a_daemon_with_an_engine_takes_the_guard_of_an_earlier_run_away,
         ],
     )
 }
@@ -230,4 +237,120 @@ fn guards_that_are_used_no_more_are_swept_away(_: &Scene) -> anyhow::Result<()> 
     );
     ensure!(three.gets_in(1)?, "nobody is judged");
     Ok(())
+}
+
+/// Two nodes with a daemon each and a pod, and a third machine that has a VXLAN device, knows the first node's lease, and
+/// has none itself.
+struct Intruded {
+    daemons: Vec<Daemon>,
+    cluster: Cluster,
+}
+
+impl Intruded {
+    fn start(dir: &Path, flags: &[&str]) -> anyhow::Result<Self> {
+        need("nft")?;
+        let mut cluster = Cluster::build(&Plan { underlay: Underlay::V4, ..Plan::nodes(3) })?;
+        fs::create_dir_all(dir.join("store"))?;
+        fs::write(dir.join("store/config"), net_conf("vxlan", Inner::V4))?;
+        let mut daemons = Vec::new();
+        let mut networks = Vec::new();
+        for node in &cluster.nodes()[..2] {
+            let daemon = Daemon::spawn(node, dir, flags)?;
+            networks.push(pod_network(&daemon.ready()?));
+            daemons.push(daemon);
+        }
+        let (subnet, mac) = ("10.5.200.0/24".parse()?, [2, 0, 0, 0, 0, 66]);
+        let own = VxlanEnd { subnet, mac, public: address_of(&cluster, 2)? };
+        let target = end_in_lease(dir, address_of(&cluster, 0)?)?;
+        cluster.nodes()[2].kernel_vxlan(&KernelVxlan::default(), &own, &[target]).map_err(|error| {
+            match format!("{error:#}").contains("EOPNOTSUPP") {
+                true => lab::skip("the kernel has no VXLAN"),
+                false => error,
+            }
+        })?;
+        networks.push(PodNetwork { subnets: vec![subnet], mtu: networks[0].mtu });
+        for (node, network) in cluster.nodes_mut().iter_mut().zip(&networks) {
+            node.add_pod(network)?;
+        }
+        Ok(Self { daemons, cluster })
+    }
+
+    /// Whether a datagram from the pod of a node comes to the pod of the first.
+    fn gets_in(&self, from: usize) -> anyhow::Result<bool> {
+        let (from, to) = (&self.cluster.nodes()[from].pods()[0], &self.cluster.nodes()[0].pods()[0]);
+        let address = to.v4().context("an address")?;
+        Ok(sender_seen(from.namespace(), to.namespace(), address)?.is_some())
+    }
+
+    fn stop(self) -> anyhow::Result<()> {
+        for mut daemon in self.daemons {
+            daemon.process().terminate(promises::daemon::PATIENCE)?;
+        }
+        Ok(())
+    }
+}
+
+fn address_of(cluster: &Cluster, node: usize) -> anyhow::Result<IpAddr> {
+    cluster.nodes()[node].addresses().next().context("an address")
+}
+
+/// What the lease of the node with this address tells the others.
+fn end_in_lease(dir: &Path, owner: IpAddr) -> anyhow::Result<VxlanEnd> {
+    for entry in fs::read_dir(dir.join("store/subnets"))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let value: serde_json::Value = match name.starts_with('.') {
+            true => continue,
+            false => serde_json::from_slice(&fs::read(entry.path())?)?,
+        };
+        if value["PublicIP"].as_str() == Some(owner.to_string().as_str()) {
+            let mac: MacAddr = value["BackendData"]["VtepMAC"].as_str().context("a VtepMAC")?.parse()?;
+            return Ok(VxlanEnd { subnet: name.replace('-', "/").parse()?, mac: mac.0, public: owner });
+        }
+    }
+    anyhow::bail!("{owner} has no lease")
+}
+
+fn a_daemon_over_kernel_vxlan_keeps_strangers_out(scene: &Scene) -> anyhow::Result<()> {
+    let site = Intruded::start(scene.dir(), &["--engine=never", "--hold-back=0"])?;
+    ensure!(site.gets_in(1)?, "a node with a lease: {}", site.daemons[0].log());
+    ensure!(!site.gets_in(2)?, "a stranger: {}", site.daemons[0].log());
+    let count =
+        || sh(site.cluster.nodes()[0].namespace(), "nft list counter ip flannel-rs-guard-1 strangers");
+    ensure!(!count()?.contains("packets 0 "), "{}", count()?);
+    // The second node's lease ends: its packets stay out too.
+    let owner = address_of(&site.cluster, 1)?;
+    let lease = end_in_lease(scene.dir(), owner)?.subnet.to_string().replace('/', "-");
+    let [first, mut second] = <[Daemon; 2]>::try_from(site.daemons).map_err(|_| anyhow::anyhow!("two"))?;
+    second.process().kill()?;
+    fs::remove_file(scene.dir().join("store/subnets").join(lease))?;
+    first.wait_for_line("a node left")?;
+    let site = Intruded { daemons: vec![first], cluster: site.cluster };
+    let deadline = std::time::Instant::now() + promises::daemon::PATIENCE;
+    while site.gets_in(1)? {
+        ensure!(std::time::Instant::now() < deadline, "it still gets in: {}", site.daemons[0].log());
+    }
+    site.stop()
+}
+
+fn without_the_guard_kernel_vxlan_is_open_as_flannels(scene: &Scene) -> anyhow::Result<()> {
+    let site = Intruded::start(scene.dir(), &["--engine=never", "--nftables-guard=false"])?;
+    ensure!(site.gets_in(1)? && site.gets_in(2)?, "{}", site.daemons[0].log());
+    let tables = sh(site.cluster.nodes()[0].namespace(), "nft list tables")?;
+    ensure!(!tables.contains("flannel-rs-guard"), "{tables}");
+    site.stop()
+}
+
+fn a_daemon_with_an_engine_takes_the_guard_of_an_earlier_run_away(scene: &Scene) -> anyhow::Result<()> {
+    let site = Intruded::start(scene.dir(), &["--engine=never"])?;
+    let node = &site.cluster.nodes()[0];
+    let tables = || sh(node.namespace(), "nft list tables");
+    ensure!(tables()?.contains("flannel-rs-guard-1"), "{}", tables()?);
+    let [mut first, second] = <[Daemon; 2]>::try_from(site.daemons).map_err(|_| anyhow::anyhow!("two"))?;
+    first.process().terminate(promises::daemon::PATIENCE)?;
+    ensure!(tables()?.contains("flannel-rs-guard-1"), "it goes on while the daemon is replaced");
+    let first = Daemon::spawn(node, scene.dir(), &["--engine=always"])?;
+    first.ready()?;
+    ensure!(!tables()?.contains("flannel-rs-guard"), "{}", tables()?);
+    Intruded { daemons: vec![first, second], cluster: site.cluster }.stop()
 }

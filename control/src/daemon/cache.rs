@@ -11,6 +11,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -106,6 +107,13 @@ pub(super) fn name_of(store: &StoreChoice) -> String {
     }
 }
 
+/// The cached lease is this node's: it has our public address. With Kubernetes it is known by the node's name, which is
+/// part of the store's, and the address may be one that an annotation puts in the place of ours.
+pub(super) fn is_ours(known: &Known, store: &StoreChoice, owner: Option<IpAddr>) -> bool {
+    let is_named = matches!(store, StoreChoice::Kube(kube) if kube.node_name.is_some());
+    owner.is_some() && (is_named || known.own.attrs.owner() == owner)
+}
+
 /// Reads the file; `None` if there is none. The network's text is read as this store's is.
 pub(super) fn read(path: &Path, store: &StoreChoice) -> Result<Option<Known>, Unusable> {
     let bytes = match regular_file::read_own(path, LONGEST) {
@@ -133,7 +141,10 @@ pub(super) fn parse(bytes: &[u8], store: &StoreChoice) -> Result<Known, Unusable
     if document.store != ours {
         return Err(Unusable::OtherStore { theirs: document.store.chars().take(200).collect(), ours });
     }
-    let network = NetworkConfig::parse(document.network.as_bytes())
+    // With Kubernetes the subnets are the API's, wherever they are.
+    let is_kube = matches!(store, StoreChoice::Kube(_));
+    let parse = if is_kube { NetworkConfig::parse_without_pool } else { NetworkConfig::parse };
+    let network = parse(document.network.as_bytes())
         .map_err(|remark| text(&format_args!("the network's configuration, {remark}")))?;
     let lease = |entry: &Entry| {
         let named = |why: &dyn std::fmt::Display| text(&format_args!("the lease {:?}: {why}", entry.subnet));
@@ -142,7 +153,7 @@ pub(super) fn parse(bytes: &[u8], store: &StoreChoice) -> Result<Known, Unusable
         Ok::<_, Unusable>(Lease { subnet, attrs, expires })
     };
     let own = lease(&document.own)?;
-    if !fits(&network, &own.subnet) {
+    if !is_kube && !fits(&network, &own.subnet) {
         return Err(text(&format_args!("its own lease {} is outside its network", own.subnet)));
     }
     let leases = document.leases.iter().map(lease).collect::<Result<Vec<_>, _>>()?;

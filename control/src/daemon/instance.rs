@@ -29,7 +29,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Instance {
     _file: Option<File>,
-    /// By device.
     devices: BTreeMap<String, UnixListener>,
 }
 
@@ -66,25 +65,32 @@ impl Instance {
         Ok(Self { _file: Some(file), devices: BTreeMap::new() })
     }
 
-    /// Takes the name of a device, or says that another daemon has it.
-    pub(super) fn hold(&mut self, device: &str) -> anyhow::Result<()> {
-        if self.devices.contains_key(device) {
-            return Ok(());
+    /// Takes the names of these devices and lets others go; an error says that another daemon has one.
+    pub(super) fn hold<'a>(&mut self, devices: impl Iterator<Item = &'a str>) -> anyhow::Result<()> {
+        let devices: Vec<&str> = devices.collect();
+        self.devices.retain(|held, _| devices.contains(&held.as_str()));
+        for device in devices {
+            if !self.devices.contains_key(device)
+                && let Some(held) = take(device)?
+            {
+                self.devices.insert(device.to_owned(), held);
+            }
         }
-        let address = SocketAddr::from_abstract_name(format!("flanneld/{device}"))?;
-        match UnixListener::bind_addr(&address) {
-            Ok(listener) => {
-                self.devices.insert(device.to_owned(), listener);
-                Ok(())
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => bail!(
-                "another flanneld carries packets on {device}: stop that process, or give this one a network with \
-                 another backend or VNI. `ss -xlp src @flanneld/{device}` shows it"
-            ),
-            Err(error) => {
-                tracing::warn!(device, %error, "another flanneld that wants the same device would not be noticed");
-                Ok(())
-            }
+        Ok(())
+    }
+}
+
+fn take(device: &str) -> anyhow::Result<Option<UnixListener>> {
+    let address = SocketAddr::from_abstract_name(format!("flanneld/{device}"))?;
+    match UnixListener::bind_addr(&address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => bail!(
+            "another flanneld carries packets on {device}: stop that process, or give this one a network with another \
+             backend or VNI. `ss -xlp src @flanneld/{device}` shows it"
+        ),
+        Err(error) => {
+            tracing::warn!(device, %error, "another flanneld that wants the same device would not be noticed");
+            Ok(None)
         }
     }
 }
@@ -147,11 +153,12 @@ mod tests {
         let mut first = Instance::claim(&dir.path().join("a.env")).unwrap();
         let mut second = Instance::claim(&dir.path().join("b.env")).unwrap();
         let device = format!("test.{}", std::process::id());
-        first.hold(&device).unwrap();
-        let refusal = second.hold(&device).unwrap_err().to_string();
+        first.hold([device.as_str()].into_iter()).unwrap();
+        first.hold([device.as_str()].into_iter()).unwrap();
+        let refusal = second.hold([device.as_str()].into_iter()).unwrap_err().to_string();
         assert!(refusal.contains(&device), "{refusal}");
-        second.hold(&format!("{device}.2")).unwrap();
-        drop(first);
-        second.hold(&device).unwrap();
+        second.hold([format!("{device}.2").as_str()].into_iter()).unwrap();
+        first.hold(std::iter::empty()).unwrap();
+        second.hold([device.as_str()].into_iter()).unwrap();
     }
 }

@@ -20,18 +20,19 @@ use super::store_link::{Errand, News};
 use super::supervisor;
 use crate::lease::LeaseUpdate;
 use crate::settings::Settings;
-use crate::status::StoreStatus;
 use crate::store::{Clock, Contact, SystemClock};
 
 /// How often to look at the engines' events, the clock and the parent.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often to read back the whole host, whether or not anything was told: with [`LOOK`] on top, what was changed by hand
-/// is put right within 5 seconds.
+/// How often to read back the whole host, whether or not anything was told: with [`LOOK`] on top, what was changed by
+/// hand is put right within 5 seconds.
 const RESYNC: Duration = Duration::from_secs(4);
 
 /// The half of the daemon that keeps the host; the store's half is [`super::store_link::StoreLink`].
 pub(super) struct Keeper<'a> {
     pub(super) settings: &'a Settings,
+    /// Where others read how it goes.
+    pub(super) board: &'a Board,
     pub(super) node: &'a mut Node,
     pub(super) hold: HoldBack,
     pub(super) view: View,
@@ -49,8 +50,6 @@ pub(super) struct Keeper<'a> {
     /// When the cache was last looked after.
     pub(super) remembered: Instant,
     pub(super) ready: bool,
-    /// Where others read how it goes.
-    pub(super) board: &'a Board,
 }
 
 impl Keeper<'_> {
@@ -65,8 +64,8 @@ impl Keeper<'_> {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut resync = Instant::now() + RESYNC;
         self.became_ready();
+        self.show();
         loop {
-            self.show();
             tokio::select! {
                 Some(first) = news.recv() => {
                     self.take(first);
@@ -114,15 +113,8 @@ impl Keeper<'_> {
                 }
             }
             self.became_ready();
+            self.show();
         }
-    }
-
-    fn show(&self) {
-        let underlay_is_there = self.underlay_trouble.last().is_none();
-        self.board.show(|identity, name| {
-            let store = StoreStatus::met(name, self.contact.borrow().clone(), self.stale);
-            self.node.reading(identity, store, underlay_is_there)
-        });
     }
 
     fn take(&mut self, news: News) {
@@ -196,6 +188,14 @@ impl Keeper<'_> {
             }
         }
         Ok(())
+    }
+
+    fn show(&self) {
+        let contact = self.contact.borrow().clone();
+        let underlay_trouble = self.underlay_trouble.last();
+        self.board.show(contact, self.stale, |identity, store| {
+            self.node.reading(identity, store, underlay_trouble)
+        });
     }
 
     /// The first time that pods can get a network.

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::carrier::{self, Carrier, State};
 use super::earlier;
+use super::guards::Guards;
 use super::rules::Rules;
 use crate::backend::Backend;
 use crate::choose::Choice;
@@ -70,6 +71,8 @@ pub struct Node {
     env_is_written: bool,
     /// Packet filter rules; `None` before they were put in place for the first time.
     rules: Option<Rules>,
+    /// Who gets packets in by kernel VXLAN; `None` before the first time.
+    guards: Option<Guards>,
     /// Why an engine that ended cannot be opened again, which has been said.
     engine_trouble: Option<String>,
     tally: Tally,
@@ -106,6 +109,7 @@ impl Node {
             env_trouble: None,
             env_is_written: false,
             rules: None,
+            guards: None,
             engine_trouble: None,
             tally: Tally::default(),
         }
@@ -120,6 +124,8 @@ impl Node {
         for device in &plan.devices {
             carrier::ensure(&self.kernel, device).await?;
         }
+        // Before routes: an answer that a new route brings is let in.
+        self.guards.insert(Guards::of(&self.backend, self.settings.guard).await).admit_more(&plan).await;
         // flannel's host-gw routes bear no mark. While this daemon runs, others may make routes of their form.
         let mut scope = Plan::scope(&self.backend);
         scope.gateway_routes = true;
@@ -147,6 +153,16 @@ impl Node {
     /// What keeps packet filter rules from being in place.
     pub fn rules_trouble(&self) -> Option<String> {
         self.rules.as_ref().and_then(Rules::trouble)
+    }
+
+    /// Packets of nodes without a lease that were kept out of kernel VXLAN; `None` where nothing keeps them out.
+    pub fn guard_drops(&self) -> Option<u64> {
+        self.guards.as_ref().and_then(Guards::drops)
+    }
+
+    /// Why nodes without a lease are not kept out of kernel VXLAN though they should be.
+    pub fn guard_trouble(&self) -> Option<&str> {
+        self.guards.as_ref().and_then(Guards::trouble)
     }
 
     /// Settings of the devices that are wanted before they are up: the kernel sizes the ring then, and makes IPv6
@@ -180,6 +196,9 @@ impl Node {
         let plan = self.plan();
         // Peers before routes: a packet that a new route brings finds its peer.
         self.inform_running(&plan)?;
+        if let Some(guards) = &mut self.guards {
+            guards.admit_more(&plan).await;
+        }
         let known = self.known.take();
         let outcome = match known {
             Some(known) if self.changed => {
@@ -193,6 +212,9 @@ impl Node {
         };
         if outcome.unread.is_none() {
             self.provide_peers(&plan)?;
+        }
+        if let Some(guards) = &mut self.guards {
+            guards.admit(&plan).await;
         }
         self.report(&outcome);
         self.tally.note(&outcome, self.changed);

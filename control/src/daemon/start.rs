@@ -17,6 +17,7 @@ use hostnet::subnet_env::Previous;
 use tokio::time::{Instant, timeout_at};
 
 use super::Node;
+use super::board::Board;
 use super::cache::{self, Known};
 use super::carrier::Carrier;
 use super::hold_back::HoldBack;
@@ -128,13 +129,14 @@ impl From<anyhow::Error> for NotYet {
 pub(super) async fn start<S: LeaseStore>(
     settings: &Settings,
     instance: &mut Instance,
+    board: &Board,
     open: &impl AsyncFn() -> Result<S, StoreError>,
 ) -> anyhow::Result<Started<S>> {
     let deadline = Instant::now() + STORE_PATIENCE;
     let kernel = Kernel::connect().await?;
     let known = last_run(settings);
     let (ground, mut begun) = match &known {
-        None => insist(settings, &kernel, open).await.map(|(ground, begun)| (ground, Some(begun)))?,
+        None => insist(settings, board, &kernel, open).await.map(|(ground, begun)| (ground, Some(begun)))?,
         Some(known) => {
             let why = match timeout_at(deadline, ground_of_store(settings, &kernel, open)).await {
                 Ok(Ok((ground, begun))) => Ok((ground, begun)),
@@ -151,7 +153,9 @@ pub(super) async fn start<S: LeaseStore>(
                     }
                     Err(unusable) => {
                         tracing::warn!(why = %unusable, "the last run's leases are of no use, waiting for the store");
-                        insist(settings, &kernel, open).await.map(|(ground, begun)| (ground, Some(begun)))?
+                        insist(settings, board, &kernel, open)
+                            .await
+                            .map(|(ground, begun)| (ground, Some(begun)))?
                     }
                 },
             }
@@ -170,15 +174,13 @@ pub(super) async fn start<S: LeaseStore>(
     for line in choice.to_string().lines() {
         tracing::info!("carrier {line}");
     }
-    for tunnel in backend.tunnels() {
-        instance.hold(&tunnel.device)?;
-    }
+    instance.hold(backend.tunnels().iter().map(|tunnel| tunnel.device.as_str()))?;
     let carriers = Carrier::open_all(settings, &kernel, &backend).await?;
 
     // The lease of the last run will do where the store goes away just now, if it is the one that the store would give.
-    let ours =
-        |lease: &Lease| lease.attrs.owner().is_some() && lease.attrs.owner() == backend.attrs().owner();
-    let usual = known.as_ref().filter(|known| known.network.is_same_as(&network) && ours(&known.own));
+    let usual = known.as_ref().filter(|known| {
+        known.network.is_same_as(&network) && cache::is_ours(known, &settings.store, backend.attrs().owner())
+    });
     let mut stale = known.as_ref().filter(|_| begun.is_none()).map(|known| known.heard);
     let (own, published) = match &begun {
         Some((store, _)) => {
@@ -267,6 +269,7 @@ fn first_leases(
 /// Until the store answers.
 async fn insist<S: LeaseStore>(
     settings: &Settings,
+    board: &Board,
     kernel: &Kernel,
     open: &impl AsyncFn() -> Result<S, StoreError>,
 ) -> anyhow::Result<(Ground, (S, S::Watch))> {
@@ -280,6 +283,7 @@ async fn insist<S: LeaseStore>(
                 let why = failed.to_string();
                 if saying.is_news(&why) {
                     tracing::warn!(%why, "no network yet, trying again each second");
+                    board.wait(&why);
                 }
             }
         }
@@ -324,7 +328,7 @@ async fn ground_of_cache(settings: &Settings, kernel: &Kernel, known: &Known) ->
     let choice = choose_carrier(settings, &known.network, kernel).await?;
     let anonymous = Backend::new(&known.network, choice.method, &underlay, |_| MacAddr::default())?;
     let (theirs, ours) = (known.own.attrs.owner(), anonymous.attrs().owner());
-    if theirs != ours {
+    if !cache::is_ours(known, &settings.store, ours) {
         let text =
             |owner: Option<IpAddr>| owner.map_or_else(|| "nobody".to_owned(), |owner| owner.to_string());
         bail!("they are of the node {}, and this one is {}", text(theirs), text(ours));

@@ -123,8 +123,10 @@ impl NodeStatus {
             .filter(|device| !device.running)
             .map(|device| format!("{} carries no packets", device.name))
             .collect();
-        let gone = self.underlay.as_ref().filter(|underlay| !underlay.present);
-        let gone = gone.map(|underlay| format!("the interface {} that carries it is gone", underlay.device));
+        let gone = self.underlay.as_ref().and_then(|underlay| {
+            let trouble = underlay.trouble.as_ref()?;
+            Some(format!("the interface {} does not carry it: {trouble}", underlay.device))
+        });
         let troubles: Vec<String> = still.into_iter().chain(gone).collect();
         Check::unless("device", Verdict::Failed, Some(troubles.join(", ")).filter(|text| !text.is_empty()))
     }

@@ -35,7 +35,7 @@ pub(crate) fn well() -> NodeStatus {
             device: "eth0".to_owned(),
             mtu: 1500,
             addresses: vec![Ipv4Addr::new(192, 0, 2, 1).into()],
-            present: true,
+            trouble: None,
         }),
         peers: PeerCounts { used: 3, refused: 0 },
         reconcile: ReconcileStatus { last_ok: Some(1_999), ..ReconcileStatus::default() },
@@ -66,8 +66,10 @@ fn what_stops_packets_makes_a_node_not_ready_and_the_rest_degraded() {
             "device: flannel.1 carries no packets",
         ),
         (
-            |node| node.underlay.iter_mut().for_each(|underlay| underlay.present = false),
-            "device: the interface eth0 that carries it is gone",
+            |node| {
+                node.underlay.iter_mut().for_each(|underlay| underlay.trouble = Some("it is gone".to_owned()))
+            },
+            "device: the interface eth0 does not carry it: it is gone",
         ),
         (|node| node.reconcile.last_ok = None, "routes: they are not set yet"),
         (|node| node.subnet_file.written = false, "subnet-file: /run/flannel/subnet.env is not written yet"),

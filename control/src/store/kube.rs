@@ -369,6 +369,14 @@ impl LeaseStore for KubeStore {
         Ok(PublicAddresses { v4, v6 })
     }
 
+    async fn node_addresses(&self) -> Result<Vec<IpAddr>, StoreError> {
+        match self.own_node().await {
+            Ok(node) => Ok(node.internal_addresses()),
+            Err(StoreError::NotYet(_)) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn announce_ready(&self) -> Result<(), StoreError> {
         if !self.settings.set_network_unavailable {
             return Ok(());

@@ -127,6 +127,31 @@ fn stores_have_names_of_their_own() {
     assert!(!etcd(&["http://a"], "/p").contains("secret"));
 }
 
+#[test]
+fn a_node_is_known_by_its_address_or_by_its_name() {
+    let kube = |node_name: Option<&str>| {
+        StoreChoice::Kube(crate::settings::KubeSettings {
+            api_url: None,
+            kubeconfig: None,
+            annotation_prefix: "flannel.alpha.coreos.com".to_owned(),
+            node_name: node_name.map(str::to_owned),
+            pod: Some(("kube-flannel-x".to_owned(), "kube-flannel".to_owned())),
+            set_network_unavailable: true,
+        })
+    };
+    let (ours, other) = (Some([192, 0, 2, 1].into()), Some([192, 0, 2, 9].into()));
+    assert!(is_ours(&known(), &store(), ours) && !is_ours(&known(), &store(), other));
+    assert!(is_ours(&known(), &kube(Some("a")), other) && !is_ours(&known(), &kube(None), other));
+    assert!(!is_ours(&known(), &kube(Some("a")), None));
+    assert_ne!(name_of(&kube(Some("a"))), name_of(&kube(Some("b"))));
+    // A podCIDR need not be one that the network's pool would give.
+    let mut odd = known();
+    odd.network =
+        NetworkConfig::parse_without_pool(br#"{"Network": "10.5.0.0/16", "SubnetLen": 28}"#).unwrap();
+    let text = print(&odd, &kube(Some("a"))).unwrap();
+    assert_eq!(parse(text.as_bytes(), &kube(Some("a"))).unwrap(), odd);
+}
+
 proptest! {
     #[test]
     fn a_torn_or_changed_file_is_never_a_panic(cut in any::<proptest::sample::Index>(), byte in any::<u8>()) {

@@ -9,7 +9,6 @@ use std::time::SystemTime;
 use dataplane_core::{Counters, Family};
 use hostnet::change::Change;
 use hostnet::reconcile::Outcome;
-use tokio::time::Instant;
 
 use super::super::carrier::{Carrier, State};
 use super::Node;
@@ -18,10 +17,9 @@ use crate::choose::Method;
 use crate::lease::{BackendData, Lease};
 use crate::status::{
     API_VERSION, BackendStatus, DeviceStatus, FileStatus, Identity, LeaseStatus, Name, NodeStatus,
-    PeerCounts, PeerStatus, Reading, ReconcileStatus, RulesStatus, STALE_AFTER, State as Shown, StoreStatus,
-    Traffic, UnderlayStatus, seconds,
+    PeerCounts, PeerStatus, Reading, ReconcileStatus, RulesStatus, State as Shown, StoreStatus, Traffic,
+    UnderlayStatus, seconds,
 };
-use crate::store::Contact;
 
 /// The kinds of things that are put right, as metrics and JSON name them.
 const REPAIRS: [&str; 6] = ["sysctl", "link", "address", "route", "neighbour", "fdb"];
@@ -83,7 +81,7 @@ impl Node {
         &self,
         identity: Identity,
         store: StoreStatus,
-        underlay_is_there: bool,
+        underlay_trouble: Option<&str>,
     ) -> Reading {
         let mut node = NodeStatus {
             api_version: Cow::Borrowed(API_VERSION),
@@ -101,7 +99,7 @@ impl Node {
                 expires: self.own.expires.map(seconds),
             }),
             mtu: Some(self.backend.mtu()),
-            underlay: Some(self.underlay_status(underlay_is_there)),
+            underlay: Some(self.underlay_status(underlay_trouble)),
             peers: PeerCounts {
                 used: self.leases.len().saturating_sub(self.refused.len()),
                 refused: self.refused.len(),
@@ -111,7 +109,7 @@ impl Node {
                 repairs: self.tally.repairs.clone(),
                 trouble: self.device_trouble.clone().or_else(|| self.trouble.clone()),
             },
-            rules: RulesStatus { trouble: self.rules_trouble(), ..RulesStatus::default() },
+            rules: RulesStatus { trouble: self.rules_trouble(), guard_drops: None },
             subnet_file: FileStatus {
                 path: self.settings.subnet_file.clone(),
                 written: self.env_is_written,
@@ -140,14 +138,14 @@ impl Node {
         device(tunnel, "kernel", self.device_trouble.is_none(), None)
     }
 
-    fn underlay_status(&self, present: bool) -> UnderlayStatus {
+    fn underlay_status(&self, trouble: Option<&str>) -> UnderlayStatus {
         let ends =
             [self.underlay.v4.map(|end| end.local.into()), self.underlay.v6.map(|end| end.local.into())];
         UnderlayStatus {
             device: self.underlay.device.clone(),
             mtu: self.underlay.mtu.0.into(),
             addresses: ends.into_iter().flatten().collect(),
-            present,
+            trouble: trouble.map(str::to_owned),
         }
     }
 
@@ -167,30 +165,6 @@ impl Node {
             via: refused.is_none().then(|| self.backend.via(lease)).flatten().map(Cow::Borrowed),
             refused,
             expires: lease.expires.map(seconds),
-        }
-    }
-}
-
-impl StoreStatus {
-    /// From how the store was last met; `earlier` is when an earlier run did, where this one stands on its leases.
-    pub(in crate::daemon) fn met(name: &str, contact: Contact, earlier: Option<SystemTime>) -> Self {
-        let silence = contact.last.map(|last| Instant::now().saturating_duration_since(last));
-        let now = SystemTime::now();
-        let last_heard = silence.and_then(|silence| now.checked_sub(silence)).map(seconds);
-        if let Some(earlier) = earlier {
-            return Self {
-                name: name.to_owned(),
-                last_heard: Some(seconds(earlier)),
-                stale_since: Some(seconds(earlier)),
-                trouble: contact.trouble,
-            };
-        }
-        let stale = contact.trouble.is_some() || silence.is_some_and(|silence| silence > STALE_AFTER);
-        Self {
-            name: name.to_owned(),
-            last_heard,
-            stale_since: stale.then(|| last_heard.unwrap_or_else(|| seconds(now))),
-            trouble: contact.trouble,
         }
     }
 }

@@ -5,7 +5,7 @@
 //! one frozen, a request takes two seconds once and milliseconds from then on.
 
 use std::future::Future;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Error};
@@ -28,6 +28,8 @@ pub(super) struct Connection {
     settings: EtcdSettings,
     endpoints: Vec<Endpoint>,
     current: Mutex<Current>,
+    /// That certificates are given for clear text is said once.
+    clear_text: Once,
 }
 
 #[derive(Default)]
@@ -60,10 +62,7 @@ impl Connection {
             .iter()
             .map(|text| Endpoint::parse(text, with_tls))
             .collect::<Result<Vec<_>, _>>()?;
-        if let Some(plain) = endpoints.iter().find(|endpoint| with_tls && !endpoint.is_tls()) {
-            tracing::warn!(endpoint = %plain, "this endpoint is http: the connection is clear text, and the certificates that are given are not used for it; write https:// if the server has TLS");
-        }
-        Ok(Self { settings: settings.clone(), endpoints, current: Mutex::default() })
+        Ok(Self { settings: settings.clone(), endpoints, current: Mutex::default(), clear_text: Once::new() })
     }
 
     /// The store and where it is, for people.
@@ -175,6 +174,14 @@ impl Connection {
             .with_auto_token_refresh(true);
         if endpoint.is_tls() {
             options = options.with_tls(tls::options(&self.settings)?);
+        } else if self.settings.ca.is_some() || self.settings.identity.is_some() {
+            self.clear_text.call_once(|| {
+                tracing::warn!(
+                    %endpoint,
+                    "this endpoint is http: the connection is clear text, whatever certificates are given; if the server \
+                     has TLS, write https://"
+                );
+            });
         }
         let plain = options.clone();
         if let Some((name, password)) = &self.settings.user {

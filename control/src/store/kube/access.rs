@@ -5,7 +5,6 @@
 //! reads files anew (a CA or a client certificate that was replaced) and opens a connection of its own.
 
 use std::error::Error as StdError;
-use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -42,8 +41,6 @@ pub(super) struct Access {
 /// The parts of a Status object that are read.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Status {
-    #[serde(default)]
-    pub(super) kind: String,
     #[serde(default)]
     code: Option<u16>,
     #[serde(default)]
@@ -239,8 +236,8 @@ pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
     while let Some(error) = cause {
         let text = error.to_string();
         if !line.contains(&text) {
-            // Writing to a String cannot fail.
-            drop(write!(line, ": {text}"));
+            line.push_str(": ");
+            line.push_str(&text);
         }
         cause = error.source();
     }

@@ -400,7 +400,8 @@ fn follow(
                     return;
                 }
             }
-            if tokio::time::timeout_at(end, changed.changed()).await.is_err() {
+            // No change before the end, or no server any more.
+            if !matches!(tokio::time::timeout_at(end, changed.changed()).await, Ok(Ok(()))) {
                 let bookmark = json!({"type": "BOOKMARK", "object": {"kind": "Node", "metadata": {"resourceVersion": from.to_string()}}});
                 say(&sender, &bookmark.to_string()).await;
                 return;

@@ -1,6 +1,6 @@
 //! What a lease needs of a Node object, and the lease it makes. Pure.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use dataplane_core::{IpNet, Ipv4Net, Ipv6Net};
@@ -54,6 +54,17 @@ pub(super) struct Spec {
 pub(super) struct Status {
     #[serde(default)]
     pub(super) conditions: Option<Vec<Condition>>,
+    #[serde(default)]
+    pub(super) addresses: Option<Vec<Address>>,
+}
+
+/// One of `status.addresses`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub(super) struct Address {
+    #[serde(default, rename = "type")]
+    pub(super) kind: String,
+    #[serde(default)]
+    pub(super) address: String,
 }
 
 /// One of `status.conditions`.
@@ -120,6 +131,12 @@ pub(super) enum NodeError {
 }
 
 impl NodeObject {
+    /// The addresses by which the kubelet says the node is reached inside the cluster.
+    pub(super) fn internal_addresses(&self) -> Vec<IpAddr> {
+        let internal = self.status.addresses.iter().flatten().filter(|address| address.kind == "InternalIP");
+        internal.filter_map(|address| address.address.parse().ok()).collect()
+    }
+
     /// The annotations; none on a node without a map of them.
     pub(super) fn annotations(&self) -> &Annotations {
         static NONE: Annotations = Annotations::new();

@@ -276,11 +276,17 @@ impl From<NodeList> for Page {
 fn parse(line: &[u8]) -> Result<Option<Event>, Failure> {
     let nonsense = |error: serde_json::Error| Failure::Nonsense(error.to_string());
     let line: Line<'_> = serde_json::from_slice(line).map_err(nonsense)?;
-    let node = || serde_json::from_str::<NodeObject>(line.object.get()).map_err(nonsense);
+    let object = || serde_json::from_str::<NodeObject>(line.object.get()).map_err(nonsense);
+    let node = || match object() {
+        Ok(node) if node.metadata.name.is_empty() => {
+            Err(Failure::Nonsense("a node without a name".to_owned()))
+        }
+        answer => answer,
+    };
     Ok(match line.kind.as_str() {
         "ADDED" | "MODIFIED" => Some(Event::Put(node()?)),
         "DELETED" => Some(Event::Gone(node()?)),
-        "BOOKMARK" => Some(Event::Bookmark(node()?.metadata.resource_version)),
+        "BOOKMARK" => Some(Event::Bookmark(object()?.metadata.resource_version)),
         "ERROR" => {
             let status: Status = serde_json::from_str(line.object.get()).map_err(nonsense)?;
             Some(Event::Error(status.failure(500)))

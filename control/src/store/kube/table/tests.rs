@@ -31,7 +31,7 @@ fn told(updates: &[LeaseUpdate]) -> Vec<String> {
 
 #[test]
 fn the_older_node_keeps_a_pod_cidr_that_two_want() {
-    let young = node("a", 20, 1).cidr("10.244.1.0/24");
+    let young = node("a", 20, 1).cidr("10.244.1.0/24").address("192.0.2.2");
     let old = node("b", 10, 2).cidr("10.244.1.0/24");
     let mut table = table(&[young.build(), old.build()]);
     assert_eq!(held(&table), pairs(&[("10.244.1.0/24", "b")]));
