@@ -16,6 +16,8 @@ pub mod engine;
 pub mod etcd;
 pub mod flannel;
 pub mod harness;
+pub mod host;
+pub mod lease_dir;
 pub mod manifests;
 pub mod netlink;
 pub mod operator;

@@ -66,6 +66,16 @@ const SOURCES: &[(&str, &[&str], &str)] = &[
     ),
     ("control/src/store", &["crate::backend", "crate::plan"], "stores know nothing of what leases are for"),
     ("control/src/backend", &["crate::store"], "backends do not care where leases come from"),
+    (
+        "control/src/choose.rs",
+        &["tokio", "async fn", "hostnet::kernel", "std::fs"],
+        "a choice is a value of what was found out",
+    ),
+    (
+        "control/src/plan.rs",
+        &["tokio", "async fn", "std::fs", "crate::store"],
+        "a plan is a pure function of leases",
+    ),
 ];
 
 fn rust_files(path: &Path, found: &mut Vec<PathBuf>) {

@@ -58,7 +58,8 @@ impl Vxlan {
     }
 
     /// Why an existing device cannot stand for this one, if so; `device` is the index of the underlay device that is
-    /// wanted. MAC, MTU, learning and checksums are not compared, and what either side leaves open is no difference.
+    /// wanted. MAC, MTU and checksums are not compared, and what either side leaves open is no difference. (flannel does not
+    /// compare learning either, so a kept device goes on with what the configuration once said.)
     pub fn differs_from(&self, link: &Link, device: Option<u32>) -> Option<String> {
         let Some(info) = &link.vxlan else {
             let kind = link.kind.as_deref().unwrap_or("hardware");
@@ -78,6 +79,9 @@ impl Vxlan {
             .or_else(|| both("local address", text(info.local), text(self.local)))
             .or_else(|| both("port", port(info.port), port(self.port)))
             .or_else(|| info.l2miss.then(|| "it reports unknown MAC addresses (l2miss)".to_owned()))
+            .or_else(|| {
+                (info.learning != self.learning).then(|| "learning of MAC addresses differs".to_owned())
+            })
             .or_else(|| (info.gbp != self.gbp).then(|| "the group policy extension (gbp) differs".to_owned()))
     }
 

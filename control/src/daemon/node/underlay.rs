@@ -4,7 +4,8 @@ use dataplane_core::MacAddr;
 use hostnet::kernel::{Kernel, Watch};
 
 use super::super::carrier::State;
-use super::{Node, sums};
+use super::Node;
+use super::engines::sums;
 use crate::backend::Backend;
 use crate::lease::{Lease, LeaseAttrs};
 use crate::network::NetworkConfig;
