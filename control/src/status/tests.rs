@@ -77,7 +77,7 @@ fn what_stops_packets_makes_a_node_not_ready_and_the_rest_degraded() {
     for (spoil, problem) in stop {
         assert_eq!(judged(spoil), (State::NotReady, problem.to_owned()));
     }
-    let harm: [(fn(&mut NodeStatus), &str); 6] = [
+    let harm: [(fn(&mut NodeStatus), &str); 7] = [
         (
             |node| node.store.stale_since = Some(1_900),
             "store: not heard for 1m40s; what was known stays in use",
