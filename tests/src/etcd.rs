@@ -3,17 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
-pub use etcd_client::Client;
-use etcd_client::GetOptions;
+use etcd_client::{Client, GetOptions};
 use hostnet::subnet_env::SubnetEnv;
 use lab::etcd::{Etcd, MISSING, Setup};
 use lab::{Cluster, Node, Plan, Pod};
 
 use crate::binary;
-use crate::daemon::{Daemon, PATIENCE, pod_network, subnet_file};
+use crate::daemon::{Daemon, pod_network, subnet_file};
 
 /// `--etcd-prefix` where none is given.
 pub const PREFIX: &str = "/coreos.com/network";
@@ -26,19 +24,24 @@ pub struct OverEtcd {
     /// What each `subnet.env` says.
     pub envs: Vec<SubnetEnv>,
     etcd: Etcd,
-    /// Of every daemon.
-    flags: Vec<String>,
     /// After the processes, so that they end before what they stand on.
     pub cluster: Cluster,
 }
 
 impl OverEtcd {
-    /// Builds the nodes of `plan` and makes the last one that of etcd, with so many servers; writes the configuration.
+    /// Builds the nodes of `plan` and makes the last one that of etcd, with so many servers; writes the configuration,
+    /// starts a daemon on each of the first `daemons` nodes, and adds a pod to each of these.
     ///
     /// # Errors
     ///
     /// When a step fails. Where the machine has no etcd that is a skip.
-    pub fn build(plan: &Plan, members: usize, net_conf: &str, flags: &[&str]) -> anyhow::Result<Self> {
+    pub fn start(
+        plan: &Plan,
+        dir: &Path,
+        members: usize,
+        net_conf: &str,
+        daemons: usize,
+    ) -> anyhow::Result<Self> {
         let cluster = Cluster::build(plan)?;
         let host = cluster.nodes().last().context("a node for etcd")?;
         let address = host.addresses().find(std::net::IpAddr::is_ipv4).context("an IPv4 address")?;
@@ -46,21 +49,17 @@ impl OverEtcd {
             .namespace()
             .run("etcd", || Etcd::start(&Setup { members, address, tls: None }))??
             .ok_or_else(|| lab::skip(MISSING))?;
-        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let all = Self { daemons: Vec::new(), envs: Vec::new(), etcd, flags, cluster };
+        let mut all = Self { daemons: Vec::new(), envs: Vec::new(), etcd, cluster };
         all.put("config", net_conf)?;
+        for index in 0..daemons {
+            let daemon = all.spawn(index, dir, &[])?;
+            all.daemons.push(daemon);
+        }
+        all.envs = all.daemons.iter().map(Daemon::ready).collect::<anyhow::Result<_>>()?;
+        for (node, env) in all.cluster.nodes_mut().iter_mut().zip(&all.envs) {
+            node.add_pod(&pod_network(env))?;
+        }
         Ok(all)
-    }
-
-    /// Starts a daemon on each of the first `count` nodes at once, and adds a pod to each.
-    ///
-    /// # Errors
-    ///
-    /// When one does not become ready.
-    pub fn start(mut self, dir: &Path, count: usize) -> anyhow::Result<Self> {
-        let daemons = (0..count).map(|index| self.spawn(index, dir)).collect::<anyhow::Result<Vec<_>>>()?;
-        daemons.into_iter().try_for_each(|daemon| self.adopt(daemon))?;
-        Ok(self)
     }
 
     /// Starts a daemon on a node; it is not ready yet.
@@ -68,15 +67,15 @@ impl OverEtcd {
     /// # Errors
     ///
     /// When it cannot be started.
-    pub fn spawn(&self, index: usize, dir: &Path) -> anyhow::Result<Daemon> {
+    pub fn spawn(&self, index: usize, dir: &Path, extra: &[&str]) -> anyhow::Result<Daemon> {
         let node = self.node(index)?;
         let mut command = Command::new(binary::flanneld()?);
         command
             .arg(self.endpoints())
             .arg(format!("--subnet-file={}", subnet_file(node.name(), dir).display()))
             .arg(format!("--status-socket={}", dir.join(node.name()).join("status.sock").display()))
-            .args(["--log-format", "json", "--iface=eth0"])
-            .args(&self.flags);
+            .args(["--log-format", "json", "--iface=eth0", "--engine=always"])
+            .args(extra);
         Ok(Daemon::of(node.spawn(command)?, subnet_file(node.name(), dir)))
     }
 
@@ -106,7 +105,7 @@ impl OverEtcd {
     ///
     /// When it does not become ready.
     pub fn join(&mut self, dir: &Path) -> anyhow::Result<()> {
-        let daemon = self.spawn(self.daemons.len(), dir)?;
+        let daemon = self.spawn(self.daemons.len(), dir, &[])?;
         self.adopt(daemon)
     }
 
@@ -142,42 +141,32 @@ impl OverEtcd {
         host.namespace().run("etcd", || work(etcd))?
     }
 
-    /// Asks etcd something as an operator would: one server after the other, until one answers.
+    /// Asks etcd something as an operator would.
     ///
     /// # Errors
     ///
-    /// What `work` answers on the last of them.
+    /// What `work` answers, or that etcd is not there.
     pub fn by_hand<T: Send>(
         &self,
-        work: impl AsyncFn(&mut Client) -> anyhow::Result<T> + Send + Sync,
+        work: impl AsyncFnOnce(&mut Client) -> anyhow::Result<T> + Send,
     ) -> anyhow::Result<T> {
-        let mut outcome = Err(anyhow::anyhow!("no server"));
-        for url in self.etcd.urls() {
-            outcome = self.by_hand_at(&url, &work);
-            if outcome.is_ok() {
-                break;
-            }
-        }
-        outcome
+        self.by_hand_at(&self.etcd.urls(), work)
     }
 
-    /// Asks this server.
+    /// Asks these servers of it.
     ///
     /// # Errors
     ///
-    /// What `work` answers, or that the server does not answer within five seconds.
+    /// As [`by_hand`](Self::by_hand).
     pub fn by_hand_at<T: Send>(
         &self,
-        url: &str,
-        work: impl AsyncFn(&mut Client) -> anyhow::Result<T> + Send + Sync,
+        urls: &[String],
+        work: impl AsyncFnOnce(&mut Client) -> anyhow::Result<T> + Send,
     ) -> anyhow::Result<T> {
         let host = self.cluster.nodes().last().context("a node for etcd")?;
         host.namespace().run("etcdctl", || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
-                let asked = async { work(&mut Client::connect([url], None).await?).await };
-                tokio::time::timeout(Duration::from_secs(5), asked).await?
-            })
+            runtime.block_on(async { work(&mut Client::connect(urls, None).await?).await })
         })?
     }
 
@@ -188,10 +177,7 @@ impl OverEtcd {
     /// When etcd refuses.
     pub fn put(&self, name: &str, value: &str) -> anyhow::Result<()> {
         let key = format!("{PREFIX}/{name}");
-        self.by_hand(async |client: &mut Client| {
-            client.put(key.clone(), value, None).await?;
-            Ok(())
-        })
+        self.by_hand(async move |client| Ok(client.put(key, value, None).await.map(drop)?))
     }
 
     /// Keys of all leases below `subnets/` with value and etcd lease.
@@ -201,7 +187,7 @@ impl OverEtcd {
     /// When etcd does not answer.
     pub fn leases(&self) -> anyhow::Result<BTreeMap<String, (String, i64)>> {
         let leases = format!("{PREFIX}/subnets/");
-        self.by_hand(async |client: &mut Client| {
+        self.by_hand(async move |client| {
             let all = client.get(leases.clone(), Some(GetOptions::new().with_prefix())).await?;
             let read = |kv: &etcd_client::KeyValue| {
                 let name = kv.key_str()?.strip_prefix(&leases).context("a key below the prefix")?.to_owned();
@@ -217,9 +203,9 @@ impl OverEtcd {
     ///
     /// When one does not.
     pub fn stop(self) -> anyhow::Result<()> {
-        for mut daemon in self.daemons {
-            let status = daemon.process().terminate(PATIENCE)?;
-            ensure!(status.success(), "it ended with {status}:\n{}", daemon.log());
+        for daemon in self.daemons {
+            let books = daemon.stop()?;
+            ensure!(!books.is_empty(), "no books");
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ fn two_and_two_nodes_of_both_families(scene: &Scene) -> anyhow::Result<()> {
 
 /// flannel on the nodes with an odd number, so that both kinds come first and last.
 fn two_and_two_nodes(scene: &Scene, backend: &str, inner: Inner) -> anyhow::Result<()> {
-    let mut all = OverEtcd::build(&Plan::nodes(5), 1, &net_conf(backend, inner), &[])?;
+    let mut all = OverEtcd::start(&Plan::nodes(5), scene.dir(), 1, &net_conf(backend, inner), 0)?;
     for index in 0..4 {
         let daemon = start(&all, scene, index)?;
         all.adopt(daemon).with_context(|| format!("node {index}"))?;
@@ -55,7 +55,7 @@ fn two_and_two_nodes(scene: &Scene, backend: &str, inner: Inner) -> anyhow::Resu
 
 fn start(all: &OverEtcd, scene: &Scene, index: usize) -> anyhow::Result<promises::daemon::Daemon> {
     match index % 2 {
-        0 => all.spawn(index, scene.dir()),
+        0 => all.spawn(index, scene.dir(), &[]),
         _ => flannel::spawn_over(all.node(index)?, scene.dir(), &all.endpoints()),
     }
 }
