@@ -432,9 +432,15 @@ fn starts_that_cannot_work_say_what_to_do(scene: &Scene) -> anyhow::Result<()> {
     ensure!(!stage.subnet_file(0).exists());
 
     let _running = stage.start(0)?;
-    expect(stage.refusal(0, &[])?, &["another flanneld has", "process ", "subnet.env", "Stop that one first"])?;
+    expect(
+        stage.refusal(0, &[])?,
+        &["another flanneld has", "process ", "subnet.env", "Stop that one first"],
+    )?;
     let other = format!("-subnet-file={}", stage.subnet_file(0).with_file_name("other.env").display());
-    expect(stage.refusal(0, &[&other])?, &["another flanneld carries packets on flannel.1", "stop that process"])?;
+    expect(
+        stage.refusal(0, &[&other])?,
+        &["another flanneld carries packets on flannel.1", "stop that process"],
+    )?;
 
     let config = stage.leases().join("config");
     fs::write(&config, r#"{"Network": "10.5.0.0/30"}"#)?;

@@ -100,7 +100,7 @@ fn spawn(
     let file = subnet_file(node.name(), scene.dir());
     let mut command = Command::new(binary::flanneld()?);
     command
-        .args(["--kube-subnet-mgr", "--log-format=json", "--iface=eth0", "--v=1"])
+        .args(["--kube-subnet-mgr", "--log-format=json", "--iface=eth0", "--v=1", "--engine=always"])
         .arg(format!("--kubeconfig-file={}", server.flannels_kubeconfig().display()))
         .arg(format!("--net-config-path={}", scene.dir().join("net-conf.json").display()))
         .arg(format!("--status-socket={}", scene.dir().join(node.name()).join("status.sock").display()))

@@ -149,7 +149,7 @@ fn metrics_are_prometheus_and_drops_rise_by_what_was_injected(scene: &Scene) -> 
     ensure!(rose.len() == 1, "{rose:?}");
     let status = ask(daemon.subnet_file(), &["status"])?;
     ensure!(said(&status).contains("received unknown_peer 7\n"), "{}", said(&status));
-    daemon.stop().map(std::mem::drop)
+    daemon.stop().map(drop)
 }
 
 fn the_exit_status_tells_well_from_degraded_from_down(scene: &Scene) -> anyhow::Result<()> {
@@ -248,7 +248,7 @@ fn a_taken_port_is_said_and_had_when_it_is_free(scene: &Scene) -> anyhow::Result
     drop(taken);
     daemon.wait_for_line("health server answers")?;
     ensure!(get(node, "/healthz")?.status == 200);
-    daemon.stop().map(std::mem::drop)
+    daemon.stop().map(drop)
 }
 
 fn a_second_daemon_is_told_who_the_first_is(scene: &Scene) -> anyhow::Result<()> {

@@ -82,6 +82,8 @@ impl HoldBack {
     pub(super) fn take(&mut self, update: LeaseUpdate, now: Instant) -> Taken {
         self.recent.retain(|(at, _)| now.saturating_duration_since(*at) < WINDOW);
         let whole = matches!(update, LeaseUpdate::Snapshot(_));
+        // A list without anybody, this node too, is a store without its data, however few there were.
+        let is_bare = matches!(&update, LeaseUpdate::Snapshot(all) if all.is_empty());
         let mut updates = Vec::new();
         if let LeaseUpdate::Upsert(lease) = &update {
             updates.push(LeaseUpdate::Upsert(lease.clone()));
@@ -92,7 +94,7 @@ impl HoldBack {
         let mut loss = None;
         let missing = self.held.len() + self.recent.len() + gone.len();
         let known = self.real.len() + missing;
-        let all = self.real.is_empty() && known >= FEW_OF_ALL;
+        let all = self.real.is_empty() && (known >= FEW_OF_ALL || is_bare);
         let most = known >= FEW && missing * 2 > known;
         if !gone.is_empty() && !self.hold.is_zero() && (all || most) {
             if self.held.is_empty() {
