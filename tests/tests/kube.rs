@@ -164,7 +164,7 @@ fn a_pod_cidr_is_waited_for_and_the_node_found_by_its_pod(scene: &Scene) -> anyh
     ensure!(line.contains("--allocate-node-cidrs"), "{line}");
     server.assign(last, node.name(), &["10.5.9.0/24"])?;
     let env = daemon.ready()?;
-    ensure!(env.subnets == ["10.5.9.1/24".parse()?], "{env:?}");
+    ensure!(env.subnets == ["10.5.9.0/24".parse()?], "{env:?}");
     let object = server.node(last, node.name())?;
     let annotations = &object["metadata"]["annotations"];
     ensure!(annotations[format!("{PREFIX}backend-type")] == "", "{annotations}");

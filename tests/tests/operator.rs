@@ -149,7 +149,7 @@ fn metrics_are_prometheus_and_drops_rise_by_what_was_injected(scene: &Scene) -> 
     ensure!(rose.len() == 1, "{rose:?}");
     let status = ask(daemon.subnet_file(), &["status"])?;
     ensure!(said(&status).contains("received unknown_peer 7\n"), "{}", said(&status));
-    daemon.stop().map(drop)
+    daemon.stop().map(|_books| ())
 }
 
 fn the_exit_status_tells_well_from_degraded_from_down(scene: &Scene) -> anyhow::Result<()> {
