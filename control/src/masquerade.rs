@@ -115,7 +115,7 @@ impl PodRules {
                 name: "postrtg-remote".to_owned(),
                 comment: "masquerades traffic from outside to pods of other nodes".to_owned(),
                 hook: "type nat hook postrouting priority srcnat + 1; policy accept;".to_owned(),
-                rules: print(&self.from_outside()),
+                rules: print(&self.for_outsiders()),
             });
         }
         if self.forward {
@@ -152,7 +152,7 @@ impl PodRules {
     }
 
     /// The rows of the header that [`Self::leaving_by_nftables`] does not do.
-    fn from_outside(&self) -> Vec<Rule> {
+    fn for_outsiders(&self) -> Vec<Rule> {
         let (n, p) = (self.network, self.subnet);
         vec![
             Rule::marked(Condition::Mark),

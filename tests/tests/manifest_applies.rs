@@ -141,7 +141,7 @@ fn flannels_installation_becomes_ours_and_flannels_again(scene: &Scene) -> anyho
     // `kubectl set image daemonset kube-flannel-ds kube-flannel=...` sends this.
     let image = |name: &str| json!({"spec": {"template": {"spec": {"containers": [{"name": "kube-flannel", "image": name}]}}}});
     let swapped = there.patch(before, &Patch::Strategic(image("registry.example/flannel-rs:v0.1.0")))?;
-    ensure!(images(&swapped)? == [cni.clone(), flannel.clone(), "registry.example/flannel-rs:v0.1.0".into()]);
+    ensure!(images(&swapped)? == [cni, flannel, "registry.example/flannel-rs:v0.1.0".into()]);
     let rolling = json!({"spec": {"updateStrategy": {"type": "RollingUpdate"}}});
     there.patch(before, &Patch::Strategic(rolling))?;
 

@@ -161,7 +161,8 @@ fn the_exit_status_tells_well_from_degraded_from_down(scene: &Scene) -> anyhow::
     for part in ["vxlan: flannel.1 by the ", "10.5.", "1450 over eth0", "heard", "flannel.1: received"] {
         ensure!(status.contains(part), "no {part:?} in {status}");
     }
-    ensure!(!status.contains("drops"), "nothing was dropped: {status}");
+    // The kernel may have sent multicast into the device, which is a drop of its own.
+    ensure!(!status.contains("unknown_peer"), "only drops that happened: {status}");
     let peers = ask(&file, &["peers"])?;
     ensure!(exit(&peers)? == 0 && said(&peers).contains("192.0.2.2"), "{peers:?}");
     ensure!(said(&peers).lines().count() == 2, "a head and a peer: {}", said(&peers));

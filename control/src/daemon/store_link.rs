@@ -30,7 +30,6 @@ const ATTEMPT: Duration = Duration::from_secs(40);
 const OWN_LEASE_CHECK: Duration = Duration::from_secs(30);
 
 /// What the store told.
-#[expect(clippy::large_enum_variant, reason = "few live at a time, and they live briefly")]
 #[derive(Debug)]
 pub(super) enum News {
     /// Our lease as the store has it.
@@ -252,7 +251,10 @@ impl<'a> StoreLink<'a> {
                     self.take_lease(lease).await;
                 }
                 Err(Failed::Store(lost @ StoreError::Lost { .. })) => return Err(Ended::Lost(lost)),
-                Err(failed) => return Ok(self.failed(&failed, "cannot renew the lease, trying again")),
+                Err(failed) => {
+                    self.failed(&failed, "cannot renew the lease, trying again");
+                    return Ok(());
+                }
             }
         }
         if self.announcement == Announcement::Owed {

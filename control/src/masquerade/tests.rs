@@ -98,7 +98,7 @@ fn nftables_does_to_every_packet_what_iptables_does() {
                     continue;
                 }
                 let by_iptables = verdict(&rules.leaving(), mark, from, to) == Some(Verdict::Masquerade);
-                let by_nftables = [rules.leaving_by_nftables(), rules.from_outside()]
+                let by_nftables = [rules.leaving_by_nftables(), rules.for_outsiders()]
                     .iter()
                     .any(|chain| verdict(chain, mark, from, to) == Some(Verdict::Masquerade));
                 assert_eq!(by_nftables, by_iptables, "mark {mark:#x}, {from} to {to}");

@@ -1,6 +1,11 @@
+//! What readiness is made of, and the form of the JSON.
+
 use std::net::Ipv4Addr;
 
 use super::*;
+
+/// What is done to a good status, and what is said then.
+type Case = (fn(&mut NodeStatus), &'static str);
 
 /// A node on which everything is as it should be.
 pub(crate) fn well() -> NodeStatus {
@@ -58,7 +63,7 @@ fn judged(spoil: impl FnOnce(&mut NodeStatus)) -> (State, String) {
 #[test]
 fn what_stops_packets_makes_a_node_not_ready_and_the_rest_degraded() {
     assert_eq!(judged(|_| {}), (State::Ready, String::new()));
-    let stop: [(fn(&mut NodeStatus), &str); 6] = [
+    let stop: [Case; 6] = [
         (|node| node.lease = None, "lease: this node has none yet"),
         (|node| node.backend = None, "device: it is not made yet"),
         (
@@ -77,7 +82,7 @@ fn what_stops_packets_makes_a_node_not_ready_and_the_rest_degraded() {
     for (spoil, problem) in stop {
         assert_eq!(judged(spoil), (State::NotReady, problem.to_owned()));
     }
-    let harm: [(fn(&mut NodeStatus), &str); 7] = [
+    let harm: [Case; 7] = [
         (
             |node| node.store.stale_since = Some(1_900),
             "store: not heard for 1m40s; what was known stays in use",

@@ -144,6 +144,7 @@ fn without_a_time_nothing_is_held() {
     assert_eq!((taken.loss, hold.held(), taken.updates), (None, 0, vec![snapshot([])]));
 }
 
+#[expect(clippy::large_enum_variant, reason = "few live at a time")]
 #[derive(Debug, Clone)]
 enum Step {
     Told(LeaseUpdate),

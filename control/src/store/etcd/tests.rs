@@ -56,7 +56,6 @@ impl EtcdHarness {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "a test that did not run says so where the person running it looks")]
 pub(super) fn skipped(reason: &str) {
     let name = std::thread::current().name().unwrap_or_default().to_owned();
     eprintln!("skipped: {name}: {reason}");

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use dataplane_core::{IpNet, Ipv4Net, Ipv6Net};
+use dataplane_core::IpNet;
 use serde::Deserialize;
 
 use super::annotations::{Annotations, Keys, Name};
@@ -86,7 +86,6 @@ pub(super) struct Families {
 }
 
 /// What a node is to us.
-#[expect(clippy::large_enum_variant, reason = "one lives at a time")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Claim {
     /// Not a node of flannel.
@@ -160,8 +159,8 @@ impl NodeObject {
                 return Err(bad());
             }
             match net {
-                IpNet::V4(net) if families.v4 => v4 = v4.or(Some(Ipv4Net::trunc(&net))),
-                IpNet::V6(net) if families.v6 => v6 = v6.or(Some(Ipv6Net::trunc(&net))),
+                IpNet::V4(net) if families.v4 => v4 = v4.or_else(|| Some(net.trunc())),
+                IpNet::V6(net) if families.v6 => v6 = v6.or_else(|| Some(net.trunc())),
                 IpNet::V4(_) | IpNet::V6(_) => {}
             }
         }
