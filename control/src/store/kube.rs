@@ -9,9 +9,9 @@
 //! It needs what flannel's manifest grants: nodes get, list, watch; nodes/status patch; pods get where `NODE_NAME` is not
 //! set. A lease has no end here, and belongs to the node whatever address it has.
 //!
-//! - [`annotations`]: keys and texts; [`node`]: from a Node to a lease; both pure
-//! - [`table`]: all nodes and who holds what; [`follow`]: list and watch as a state machine; both pure
-//! - [`access`]: the client; [`watch`]: the task that moves the state machine
+//! - `annotations`: keys and texts; `node`: from a Node to a lease; both pure
+//! - `table`: all nodes and who holds what; `follow`: list and watch as a state machine; both pure
+//! - `access`: the client; `watch`: the task that moves the state machine
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
