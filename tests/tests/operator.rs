@@ -113,6 +113,8 @@ fn metrics_are_prometheus_and_drops_rise_by_what_was_injected(scene: &Scene) -> 
     daemon.ready()?;
     let drop = r#"flannel_drops_total{device="flannel.1",direction="rx",reason="unknown_peer"}"#;
     until("the engine is on the board", || Ok(metrics(node)?.contains_key(drop)))?;
+    let heard = "flannel_store_last_success_timestamp_seconds";
+    until("the store was heard", || Ok(metrics(node)?.contains_key(heard)))?;
     let before = metrics(node)?;
     for fixed in [
         "flannel_ready",
@@ -353,6 +355,10 @@ fn net_admin_is_all_the_right_that_is_needed(_: &Scene) -> anyhow::Result<()> {
     let setpriv = Command::new("setpriv").arg("--version").output();
     if setpriv.is_err() {
         return Err(lab::skip("there is no setpriv (package util-linux)"));
+    }
+    let tun = fs::metadata("/dev/net/tun")?.permissions().mode();
+    if tun & 0o006 != 0o006 {
+        return Err(lab::skip(format!("/dev/net/tun is root's alone here (mode {:o})", tun & 0o777)));
     }
     let mut cluster = Cluster::build(&v4_plan(2))?;
     // The directory of the scene is root's, and so may the program be.
