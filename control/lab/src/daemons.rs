@@ -130,7 +130,8 @@ impl Flanneld {
         command.arg0("flanneld").arg("--file-subnet-mgr").arg(store);
         command.arg("--subnet-file").arg(subnet_file).arg("--iface").arg(DEVICE);
         // What is watched, raced and measured here is the engine; a later flag goes before this one.
-        command.arg("--engine=always").args(&self.flags);
+        // Rules for forwarded packets would be a cost that the other ways of a race do not have.
+        command.args(["--engine=always", "--iptables-forward-rules=false"]).args(&self.flags);
         // Variables of the machine's own flanneld would be flags of this one.
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"FLANNELD_") {
