@@ -77,6 +77,12 @@ impl Fault {
             return Self::Failed(format!(
                 "{why} (if the server has no TLS, write http:// in --etcd-endpoints)"
             ));
+        } else if (settings.ca.is_some() || settings.identity.is_some())
+            && ["connection closed", "broken pipe", "connection reset"].iter().any(|end| why.contains(end))
+        {
+            // With TLS 1.3 a server judges the client's certificate when the client takes the connection for made, so
+            // its alert may come too late to be read. A server that is just killed ends connections like this too.
+            return Self::Failed(format!("{why} (if that stays so, {shown})"));
         } else if why.contains("broken pipe") {
             return Self::Failed(format!(
                 "{why} (if the server has TLS, write https:// in --etcd-endpoints)"
