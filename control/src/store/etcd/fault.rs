@@ -82,7 +82,9 @@ impl Fault {
         {
             // With TLS 1.3 a server judges the client's certificate when the client takes the connection for made, so
             // its alert may come too late to be read. A server that is just killed ends connections like this too.
-            return Self::Failed(format!("{why} (if that stays so, {shown})"));
+            return Self::Failed(format!(
+                "{why} (if that stays so: with http:// in --etcd-endpoints write https://; with https:// {shown})"
+            ));
         } else if why.contains("broken pipe") {
             return Self::Failed(format!(
                 "{why} (if the server has TLS, write https:// in --etcd-endpoints)"
