@@ -1,4 +1,5 @@
 //! `flanneld install-conf` puts a configuration in place whole or not at all, with its mode.
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -48,9 +48,8 @@ impl Kubernetes {
             )?;
         }
         let mut ours = Ours { daemons: Vec::new(), envs: Vec::new(), cluster };
-        for index in 0..usize::from(nodes) {
-            let daemon =
-                spawn(scene, &server, &ours.cluster.nodes()[index], &[("NODE_NAME", &names[index])])?;
+        for (node, name) in ours.cluster.nodes().iter().zip(&names).take(nodes.into()) {
+            let daemon = spawn(scene, &server, node, &[("NODE_NAME", name)])?;
             ours.daemons.push(daemon);
         }
         ours.envs = ours.daemons.iter().map(Daemon::ready).collect::<anyhow::Result<_>>()?;

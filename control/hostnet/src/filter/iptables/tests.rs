@@ -102,7 +102,7 @@ proptest! {
         let seen = seen(own.as_deref(), &from);
         let repair = chain().repair(&seen);
         // Played through by hand, the input leaves the wanted rules and one jump.
-        let mut jumps = seen.jumps.clone();
+        let mut jumps = seen.jumps;
         let mut rules = Vec::new();
         for line in repair.lines() {
             if let Some(rule) = line.strip_prefix("-D POSTROUTING ") {
