@@ -25,11 +25,13 @@ pub(crate) mod contract;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod file;
+mod followed;
 pub mod kube;
 
 #[cfg(feature = "etcd")]
 pub use etcd::EtcdStore;
 pub use file::FileStore;
+pub use followed::Followed;
 pub use kube::KubeStore;
 
 /// A place where leases are kept.

@@ -28,6 +28,7 @@ use self::connection::Connection;
 use self::entry::{Pair, end_in, id_for};
 use self::keys::Keys;
 use super::allocate::{Origin, decide, may_publish};
+use super::followed::Followed;
 use super::{Clock, LeaseRequest, LeaseStore, StoreError, SystemClock};
 use crate::lease::{LEASE_TTL, Lease, LeaseAttrs, Subnet, print_value};
 use crate::network::{ConfigError, NetworkConfig};
@@ -44,7 +45,6 @@ mod tls;
 mod watch;
 
 use listing::Listing;
-pub use watch::EtcdWatch;
 
 /// Races that a node loses before it says so. A thousand nodes that start together lose a handful each.
 const ROUNDS: u32 = 64;
@@ -273,7 +273,7 @@ impl<C: Clock> EtcdStore<C> {
 }
 
 impl<C: Clock + Send + Sync + 'static> LeaseStore for EtcdStore<C> {
-    type Watch = EtcdWatch;
+    type Watch = Followed;
 
     fn name(&self) -> String {
         "Etcd Local Manager".to_owned()
@@ -341,8 +341,8 @@ impl<C: Clock + Send + Sync + 'static> LeaseStore for EtcdStore<C> {
         .await
     }
 
-    async fn watch(&self) -> Result<EtcdWatch, StoreError> {
-        Ok(EtcdWatch::begin(self.connection.clone(), self.keys.clone(), self.clock.clone()))
+    async fn watch(&self) -> Result<Followed, StoreError> {
+        Ok(watch::watch(self.connection.clone(), self.keys.clone(), self.clock.clone()))
     }
 }
 

@@ -31,6 +31,7 @@ use self::annotations::{Keys, Name};
 use self::follow::{Failure, Follow};
 use self::node::{Claim, Families, NodeObject};
 use self::table::Table;
+use super::followed::Followed;
 use super::{LeaseRequest, LeaseStore, PublicAddresses, StoreError};
 use crate::lease::{BackendData, Lease, LeaseAttrs, Subnet};
 use crate::network::NetworkConfig;
@@ -48,8 +49,6 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod watch;
-
-pub use watch::KubeWatch;
 
 const NODES: &str = "/api/v1/nodes";
 /// How long a patch is tried before the caller hears of it.
@@ -260,7 +259,7 @@ impl KubeStore {
 }
 
 impl LeaseStore for KubeStore {
-    type Watch = KubeWatch;
+    type Watch = Followed;
 
     fn name(&self) -> String {
         let node = match (self.node.get(), &self.settings.pod) {
@@ -367,9 +366,9 @@ impl LeaseStore for KubeStore {
         }
     }
 
-    async fn watch(&self) -> Result<KubeWatch, StoreError> {
+    async fn watch(&self) -> Result<Followed, StoreError> {
         let table = Table::new(self.keys.clone(), self.families().await?);
-        Ok(KubeWatch::start(self.access.clone(), Follow::new(table, fastrand::Rng::new())))
+        Ok(watch::watch(self.access.clone(), Follow::new(table, fastrand::Rng::new())))
     }
 }
 

@@ -140,7 +140,7 @@ pub(super) async fn join(harness: &impl Harness, request: &LeaseRequest) -> Leas
 }
 
 /// Watches until what is known is as wanted; the most that a test waits.
-pub(super) async fn until(watch: &mut EtcdWatch, known: &mut Vec<Lease>, done: impl Fn(&[Lease]) -> bool) {
+pub(super) async fn until(watch: &mut Followed, known: &mut Vec<Lease>, done: impl Fn(&[Lease]) -> bool) {
     let enough = async {
         while !done(known) {
             match watch.next().await {

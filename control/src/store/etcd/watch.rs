@@ -15,12 +15,11 @@
 //!   revision and the etcd lease of its last change are the same only in the same history.
 //! - An error is never an empty list. Until a list comes, nothing is told.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{WatchOptions, WatchResponse};
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::connection::{Connection, Line, PATIENCE};
@@ -30,7 +29,8 @@ use super::known::{Known, Witness};
 use super::listing::{LONGEST, Listing};
 use super::pair_of;
 use crate::lease::LeaseUpdate;
-use crate::store::{Clock, Contact, LeaseWatch, StoreError};
+use crate::store::followed::{Followed, SharedContact};
+use crate::store::{Clock, StoreError};
 
 /// How long a server may be silent before it is asked for a sign of life.
 const QUIET: Duration = Duration::from_millis(2500);
@@ -39,55 +39,16 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5
 /// Updates that wait for the daemon.
 const ROOM: usize = 64;
 
-/// A watch on the leases in etcd.
-#[derive(Debug)]
-pub struct EtcdWatch {
-    updates: mpsc::Receiver<LeaseUpdate>,
-    contact: Arc<Mutex<Contact>>,
-    task: AbortHandle,
-}
-
-impl EtcdWatch {
-    pub(super) fn begin<C: Clock + Send + Sync + 'static>(
-        connection: Arc<Connection>,
-        keys: Keys,
-        clock: C,
-    ) -> Self {
-        let (sender, updates) = mpsc::channel(ROOM);
-        let contact = Arc::new(Mutex::new(Contact::default()));
-        let known = Known::new(keys.clone());
-        let follower = Follower {
-            connection,
-            keys,
-            clock,
-            known,
-            next: None,
-            updates: sender,
-            contact: contact.clone(),
-        };
-        let task = tokio::spawn(follower.follow()).abort_handle();
-        Self { updates, contact, task }
-    }
-}
-
-impl Drop for EtcdWatch {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl LeaseWatch for EtcdWatch {
-    async fn next(&mut self) -> LeaseUpdate {
-        match self.updates.recv().await {
-            Some(update) => update,
-            // The task ends with this watch and with the runtime only; who asks then gets no answer.
-            None => std::future::pending().await,
-        }
-    }
-
-    fn contact(&self) -> Contact {
-        lock(&self.contact).clone()
-    }
+/// Starts to watch the leases in etcd.
+pub(super) fn watch<C: Clock + Send + Sync + 'static>(
+    connection: Arc<Connection>,
+    keys: Keys,
+    clock: C,
+) -> Followed {
+    let known = Known::new(keys.clone());
+    Followed::begin(ROOM, |updates, contact| {
+        Follower { connection, keys, clock, known, next: None, updates, contact }.follow()
+    })
 }
 
 struct Follower<C> {
@@ -98,7 +59,7 @@ struct Follower<C> {
     /// The revision from which to follow the history; `None`: list first.
     next: Option<i64>,
     updates: mpsc::Sender<LeaseUpdate>,
-    contact: Arc<Mutex<Contact>>,
+    contact: SharedContact,
 }
 
 /// Why a stretch of following ended.
@@ -263,11 +224,11 @@ impl<C: Clock + Send + Sync + 'static> Follower<C> {
     }
 
     fn heard(&self) -> Option<Instant> {
-        lock(&self.contact).last
+        self.contact.lock().last
     }
 
     fn met(&self) {
-        let mut contact = lock(&self.contact);
+        let mut contact = self.contact.lock();
         contact.last = Some(Instant::now());
         if contact.trouble.take().is_some() {
             tracing::info!("etcd answers again");
@@ -275,12 +236,8 @@ impl<C: Clock + Send + Sync + 'static> Follower<C> {
     }
 
     fn trouble(&self, why: &str) {
-        if lock(&self.contact).trouble.replace(why.to_owned()).is_none() {
+        if self.contact.lock().trouble.replace(why.to_owned()).is_none() {
             tracing::warn!(%why, "lost etcd; keeping the leases that are known");
         }
     }
-}
-
-fn lock(contact: &Mutex<Contact>) -> MutexGuard<'_, Contact> {
-    contact.lock().unwrap_or_else(PoisonError::into_inner)
 }

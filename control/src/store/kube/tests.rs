@@ -270,7 +270,7 @@ async fn a_patch_is_tried_again() {
 }
 
 /// A server with nodes a and b, and a watch that has told them.
-async fn watched() -> (Lab, KubeWatch) {
+async fn watched() -> (Lab, Followed) {
     let lab = Lab::new().await;
     lab.fake.put(node("a", 1, 1).cidr("10.244.1.0/24").json());
     lab.fake.put(node("b", 2, 1).cidr("10.244.2.0/24").json());

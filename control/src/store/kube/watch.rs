@@ -1,10 +1,7 @@
 //! The watch on all nodes: a task that asks what [`Follow`] says and hands on what it learns.
-//!
-//! A task of its own, because whoever waits for the next update gives up waiting and begins again many times, and a
-//! request that is under way must not be lost by that.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -14,7 +11,6 @@ use kube::core::params::{ListParams, WatchParams};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::NODES;
@@ -22,7 +18,7 @@ use super::access::{Access, Status, chain};
 use super::follow::{Ask, Event, Failure, Follow, Page};
 use super::node::NodeObject;
 use crate::lease::LeaseUpdate;
-use crate::store::{Contact, LeaseWatch};
+use crate::store::followed::{Followed, SharedContact};
 
 /// How much later than the server we end a watch.
 const GRACE: Duration = Duration::from_secs(5);
@@ -31,56 +27,18 @@ const LONGEST_LINE: usize = 4 * 1024 * 1024;
 /// Updates that wait for the daemon.
 const QUEUE: usize = 256;
 
-/// A watch on the nodes. Dropping it ends its task.
-#[derive(Debug)]
-pub struct KubeWatch {
-    updates: mpsc::Receiver<LeaseUpdate>,
-    contact: Arc<Mutex<Contact>>,
-    task: JoinHandle<()>,
-}
-
-impl KubeWatch {
-    pub(super) fn start(access: Arc<Access>, follow: Follow) -> Self {
-        let (sender, updates) = mpsc::channel(QUEUE);
-        let contact = Arc::new(Mutex::new(Contact::default()));
-        let run = Run {
-            access,
-            follow,
-            sender,
-            contact: contact.clone(),
-            told: None,
-            named: HashMap::new(),
-            doubts: 0,
-        };
-        Self { updates, contact, task: tokio::spawn(run.forever()) }
-    }
-}
-
-impl Drop for KubeWatch {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl LeaseWatch for KubeWatch {
-    async fn next(&mut self) -> LeaseUpdate {
-        match self.updates.recv().await {
-            Some(update) => update,
-            // The task runs until it is dropped with us.
-            None => std::future::pending().await,
-        }
-    }
-
-    fn contact(&self) -> Contact {
-        lock(&self.contact).clone()
-    }
+/// Starts to watch the nodes.
+pub(super) fn watch(access: Arc<Access>, follow: Follow) -> Followed {
+    Followed::begin(QUEUE, |sender, contact| {
+        Run { access, follow, sender, contact, told: None, named: HashMap::new(), doubts: 0 }.forever()
+    })
 }
 
 struct Run {
     access: Arc<Access>,
     follow: Follow,
     sender: mpsc::Sender<LeaseUpdate>,
-    contact: Arc<Mutex<Contact>>,
+    contact: SharedContact,
     /// The last snapshot, until something else was told.
     told: Option<LeaseUpdate>,
     /// What the log has said about a node.
@@ -204,7 +162,7 @@ impl Run {
     }
 
     fn heard(&self) {
-        let mut contact = lock(&self.contact);
+        let mut contact = self.contact.lock();
         contact.last = Some(Instant::now());
         if let Some(trouble) = contact.trouble.take() {
             drop(contact);
@@ -220,7 +178,7 @@ impl Run {
             return;
         }
         let trouble = failure.to_string();
-        let mut contact = lock(&self.contact);
+        let mut contact = self.contact.lock();
         let news = contact.trouble.is_none();
         contact.trouble = Some(trouble.clone());
         drop(contact);
@@ -336,10 +294,6 @@ impl Lines {
             }
         }
     }
-}
-
-fn lock(contact: &Mutex<Contact>) -> MutexGuard<'_, Contact> {
-    contact.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

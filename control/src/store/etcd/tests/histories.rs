@@ -6,7 +6,7 @@ use super::*;
 const NETWORK: &str = r#"{"Network": "10.5.0.0/16"}"#;
 
 /// A watch over a wire that can be cut, with its first leases told.
-async fn over_a_wire(h: &EtcdHarness) -> (Relay, EtcdWatch) {
+async fn over_a_wire(h: &EtcdHarness) -> (Relay, Followed) {
     let relay = Relay::to(h.etcd.members()[0].url());
     let store = EtcdStore::with_clock(&settings(&[relay.url()]), h.clock.clone(), LEASE_TTL).unwrap();
     let watch = store.watch().await.unwrap();
