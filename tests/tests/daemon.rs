@@ -22,7 +22,9 @@ use lab::{Cluster, Node, Plan, PodNetwork, Scene, Underlay};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use promises::cluster::{Inner, Ours, net_conf};
-use promises::daemon::{self, Daemon, PATIENCE, pod_network};
+use promises::daemon::{self, Daemon, pod_network};
+use promises::host::until;
+use promises::lease_dir::write_config;
 use promises::{binary, harness, netlink, reach};
 
 fn main() -> ExitCode {
@@ -74,21 +76,6 @@ fn publish(dir: &Path, key: &str, owner: &str, mac: [u8; 6], ends: Option<System
     let aside = dir.join("aside");
     fs::write(&aside, value)?;
     Ok(fs::rename(aside, subnets.join(key))?)
-}
-
-fn write_config(dir: &Path, text: &str) -> anyhow::Result<()> {
-    fs::create_dir_all(dir.join("store"))?;
-    Ok(fs::write(dir.join("store/config"), text)?)
-}
-
-/// Looks again and again until it is so.
-fn until(what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !so()? {
-        ensure!(std::time::Instant::now() < deadline, "in vain: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 fn has_route(namespace: &NetNs, dest: &str) -> anyhow::Result<bool> {

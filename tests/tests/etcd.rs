@@ -3,15 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use dataplane_core::Family;
 use lab::{Plan, Scene, Underlay};
 use promises::cluster::{Inner, net_conf};
-use promises::daemon::PATIENCE;
 use promises::etcd::OverEtcd;
+use promises::host::until;
 use promises::{harness, pinger, reach};
 
 fn main() -> ExitCode {
@@ -32,16 +30,6 @@ fn main() -> ExitCode {
 /// So many nodes, and one for etcd.
 fn plan(nodes: usize) -> Plan {
     Plan { underlay: Underlay::V4, ..Plan::nodes(nodes + 1) }
-}
-
-/// Looks again and again until it is so.
-fn until(what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !so()? {
-        ensure!(Instant::now() < deadline, "in vain: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 /// Leases by key, without their etcd leases.

@@ -6,16 +6,15 @@ use std::io::Write;
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use dataplane_core::Family;
 use lab::{Cluster, Plan, Scene, Underlay};
 use promises::cluster::{Inner, Ours, net_conf};
-use promises::daemon::{self, Daemon, PATIENCE, pod_network};
+use promises::daemon::{self, Daemon, pod_network};
+use promises::host::until;
+use promises::lease_dir::write_config;
 use promises::operator::{PORT, ask, connect, exit, get, keys, metrics, request, said, socket};
 use promises::{binary, harness, reach};
 use serde_json::Value;
@@ -47,21 +46,6 @@ const FLAGS: [&str; 3] = [HEALTH, NO_RULES, "--engine=always"];
 
 fn v4_plan(nodes: usize) -> Plan {
     Plan { underlay: Underlay::V4, ..Plan::nodes(nodes) }
-}
-
-fn write_config(dir: &Path, text: &str) -> anyhow::Result<()> {
-    fs::create_dir_all(dir.join("store"))?;
-    Ok(fs::write(dir.join("store/config"), text)?)
-}
-
-/// Looks again and again until it is so.
-fn until(what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !so()? {
-        ensure!(std::time::Instant::now() < deadline, "in vain: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 fn readiness_says_what_is_missing_and_comes_when_packets_can_flow(scene: &Scene) -> anyhow::Result<()> {

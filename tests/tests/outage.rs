@@ -16,6 +16,7 @@ use lab::{Cluster, Plan, Scene, Underlay};
 use nix::sys::signal::{Signal, kill};
 use promises::cluster::{Inner, Ours, net_conf};
 use promises::daemon::{Daemon, PATIENCE};
+use promises::host::until;
 use promises::{harness, netlink, pinger, reach};
 
 fn main() -> ExitCode {
@@ -38,16 +39,6 @@ fn main() -> ExitCode {
 
 fn v4_plan(nodes: usize) -> Plan {
     Plan { underlay: Underlay::V4, ..Plan::nodes(nodes) }
-}
-
-/// Looks again and again until it is so.
-fn until(what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !so()? {
-        ensure!(std::time::Instant::now() < deadline, "in vain: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 /// What a node's kernel routes into the overlay, as text.

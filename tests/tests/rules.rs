@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use dataplane_core::Family;
@@ -16,7 +15,8 @@ use hostnet::state::Route;
 use lab::{Cluster, Node, Plan, Pod, Scene};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use promises::daemon::{Daemon, PATIENCE, pod_network};
+use promises::daemon::{Daemon, pod_network};
+use promises::host;
 use promises::rules::{need, sender_seen, sh};
 use promises::{harness, netlink};
 
@@ -57,14 +57,9 @@ fn write_config(dir: &Path, networks: &str, nftables: bool) -> anyhow::Result<()
     Ok(fs::write(dir.join("store/config"), text)?)
 }
 
-/// Looks again and again until it is so.
-fn until(what: &str, daemon: &Daemon, mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !so()? {
-        ensure!(Instant::now() < deadline, "in vain: {what}\n{}", daemon.log());
-        thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
+/// As [`host::until`], with the daemon's log where it never is so.
+fn until(what: &str, daemon: &Daemon, so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    host::until(what, so).with_context(|| daemon.log())
 }
 
 /// What an administrator sees of flannel's chains, as the golden files have it.

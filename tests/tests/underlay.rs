@@ -3,8 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use dataplane_core::IpNet;
@@ -14,6 +12,7 @@ use hostnet::subnet_env::SubnetEnv;
 use lab::{Plan, Scene, Underlay};
 use promises::cluster::{Inner, Ours, net_conf};
 use promises::daemon::PATIENCE;
+use promises::host::until;
 use promises::{harness, netlink};
 
 fn main() -> ExitCode {
@@ -39,16 +38,6 @@ fn started(scene: &Scene) -> anyhow::Result<Ours> {
     let ours = Ours::start(&v4_plan(), scene.dir(), &net_conf("vxlan", Inner::V4))?;
     ours.all_reach_each_other()?;
     Ok(ours)
-}
-
-/// Looks again and again until it is so.
-fn until(what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !so()? {
-        ensure!(std::time::Instant::now() < deadline, "in vain: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 /// The value of the lease of a node's subnet.
