@@ -86,7 +86,9 @@ impl Node {
         }
         self.report(&outcome);
         self.tally.note(&outcome, self.changed);
-        self.tally_peers();
+        if self.changed {
+            self.tally_peers();
+        }
         self.changed = false;
         self.known = (outcome.is_settled() && self.device_trouble.is_none()).then_some(plan.host);
         if let Some(rules) = &self.rules {
