@@ -22,11 +22,11 @@ micro: tools  ## criterion benches of the packet core
 
 instructions: ## instruction counts of the core against benches/callgrind/baseline.json; a rise fails
 	.ci/tools valgrind
-	cargo bench --quiet -p benches --bench instructions
+	cargo bench --quiet -p benches --no-default-features --bench instructions
 
 accept-instructions: ## takes today's counts as the baseline of this compiler and CPU
 	.ci/tools valgrind
-	cargo bench --quiet -p benches --bench instructions -- --accept
+	cargo bench --quiet -p benches --no-default-features --bench instructions -- --accept
 
 fuzz: tools   ## every fuzz target for SECONDS each (default 60); needs a nightly toolchain
 	.ci/fuzz $(or $(SECONDS),60)
