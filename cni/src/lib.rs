@@ -12,6 +12,10 @@
 //! [`delegate`] runs other plugins.
 #![forbid(unsafe_code)]
 
+pub mod bridge;
 pub mod delegate;
+pub mod filter;
+pub mod flannel;
+pub mod masquerade;
 pub mod plugin;
 pub mod protocol;
