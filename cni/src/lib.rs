@@ -13,5 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod delegate;
+pub mod filter;
+pub mod masquerade;
 pub mod plugin;
 pub mod protocol;
