@@ -15,3 +15,6 @@
 pub mod delegate;
 pub mod plugin;
 pub mod protocol;
+
+pub mod host_local;
+pub mod static_ipam;
