@@ -141,8 +141,20 @@ fn find(kind: &str, request: &Request) -> Result<PathBuf, CniError> {
     places.into_iter().find(is_program).ok_or_else(|| {
         let path: Vec<String> = request.path.iter().map(|place| place.display().to_string()).collect();
         let text = format!("failed to find plugin {kind:?} in path [{}]", path.join(" "));
-        CniError::new(Code::INVALID_CONFIG, text).with_details(
-            "install it there (Debian: the package containernetworking-plugins has the reference ones)",
-        )
+        CniError::new(Code::INVALID_CONFIG, text).with_details(advice(kind))
     })
 }
+
+fn advice(kind: &str) -> &'static str {
+    match kind {
+        // There is none of ours: leases need a process that renews them.
+        "dhcp" => {
+            "install the reference one there (Debian: the package containernetworking-plugins) and have its daemon run on \
+             each node: dhcp daemon, which listens on /run/cni/dhcp.sock"
+        }
+        _ => "install it there (Debian: the package containernetworking-plugins has the reference ones)",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -19,3 +19,6 @@ pub mod flannel;
 pub mod masquerade;
 pub mod plugin;
 pub mod protocol;
+
+pub mod host_local;
+pub mod static_ipam;
