@@ -16,9 +16,8 @@ pub mod bridge;
 pub mod delegate;
 pub mod filter;
 pub mod flannel;
+pub mod host_local;
 pub mod masquerade;
 pub mod plugin;
 pub mod protocol;
-
-pub mod host_local;
 pub mod static_ipam;
