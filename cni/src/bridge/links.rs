@@ -8,7 +8,7 @@ use hostnet::state::Link;
 use hostnet::{Errno, HostError, sysctl};
 
 use super::config::Config;
-use super::{mac_text, names};
+use super::{mac_text, names, on_other};
 use crate::protocol::{Attachment, CniError, Interface, Request};
 
 /// How many names of others are passed over.
@@ -116,7 +116,8 @@ pub(super) async fn plug(
 ) -> Result<String, CniError> {
     let attachment = &request.attachment;
     let group = names::group(&request.network);
-    for salt in 0..TRIES {
+    // Each name twice: what was left under it may have been deleted.
+    for salt in (0..TRIES).flat_map(|salt| [salt, salt]) {
         let name = names::host_end(&request.network, attachment, salt);
         let (peer, mtu, mac) = (&attachment.ifname, config.mtu, config.mac);
         let veth = Veth { name: &name, peer, namespace, mtu, mac, group };
@@ -128,15 +129,16 @@ pub(super) async fn plug(
             Err(error) if error.errno == Errno::EEXIST => {}
             Err(error) => return Err(error.into()),
         }
-        let taken_here = kernel.link(&name).await?;
-        match taken_here {
-            None => {
-                return Err(CniError::internal(format!("container already has an interface named {peer:?}"))
-                    .with_details("an earlier ADD made it: send DEL first"));
-            }
-            // Left by an ADD of the same attachment, for a namespace that it does not have any more.
-            Some(left) if left.group == group && salt == 0 => kernel.delete_link(&name).await?,
-            Some(_) => {}
+        let ifname = attachment.ifname.clone();
+        let inside = on_other(namespace, async move { Ok(Kernel::connect().await?.link(&ifname).await?) })?;
+        if inside.is_some() {
+            return Err(CniError::internal(format!("container already has an interface named {peer:?}"))
+                .with_details("an earlier ADD made it: send DEL first"));
+        }
+        match kernel.link(&name).await? {
+            // Left by an ADD of the same attachment for another namespace, which it does not have any more.
+            Some(left) if left.group == group => delete(kernel, &name).await?,
+            _ => {}
         }
     }
     Err(CniError::internal(format!("{TRIES} names for the host's end of the pair are taken: see ip link")))
