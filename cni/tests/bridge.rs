@@ -359,7 +359,7 @@ fn our_bridge_works_with_their_ipam_and_theirs_with_ours(scene: &Scene) -> anyho
     all.dedup();
     assert_eq!(all.len(), 8);
     for (container, _) in &made {
-        for (_, other) in &made {
+        for (_, other) in made.iter().filter(|(other, _)| other.id != container.id) {
             assert!(reaches(container.namespace.as_ref().unwrap(), &addresses(other)[0]));
         }
     }
