@@ -9,7 +9,6 @@
 //! The pair's end on the host has a name made of network, container and device, and a group made of the network: a plugin
 //! that is killed between two steps leaves nothing that DEL or GC could not find.
 
-use std::future::Future;
 use std::path::Path;
 
 use hostnet::kernel::Kernel;
@@ -19,7 +18,8 @@ use hostnet::state::Mac;
 use crate::delegate;
 use crate::masquerade;
 use crate::plugin::Plugin;
-use crate::protocol::{AddResult, CniError, Code, Command, Interface, Request};
+use crate::protocol::{AddResult, CniError, Command, Interface, Request};
+use crate::sandbox::{enter, open, run};
 
 mod check;
 mod config;
@@ -41,12 +41,12 @@ impl Plugin for Bridge {
     fn add(&self, request: &Request) -> Result<AddResult, CniError> {
         let config = Config::of(request)?;
         let namespace = open(&request.netns)?;
-        on_the_network(add(&config, request, &namespace))
+        run(add(&config, request, &namespace))
     }
 
     fn del(&self, request: &Request) -> Result<(), CniError> {
         let config = Config::of(request)?;
-        on_the_network(async {
+        run(async {
             let unplugged = unplug(request).await;
             let freed = match &config.ipam {
                 Some(kind) => delegate::ask(kind, Command::Del, request, &request.config),
@@ -62,20 +62,18 @@ impl Plugin for Bridge {
             delegate::ask(kind, Command::Check, request, &request.config)?;
         }
         let previous = request.previous()?.ok_or_else(|| CniError::config("CHECK needs prevResult"))?;
-        on_the_network(check::check(&config, request, &previous))
+        run(check::check(&config, request, &previous))
     }
 
     fn gc(&self, request: &Request) -> Result<(), CniError> {
         let config = Config::of(request)?;
         let valid = request.valid_attachments()?;
-        let swept = on_the_network(async {
+        let swept = run(async {
             let links = links::sweep(&request.network, &valid).await;
             links.and(masquerade::gc(&request.network, &valid).await)
         });
         let freed = match &config.ipam {
-            Some(kind) => {
-                delegate::unless_unknown(delegate::ask(kind, Command::Gc, request, &request.config))
-            }
+            Some(kind) => delegate::ask_if_known(kind, Command::Gc, request, &request.config),
             None => Ok(()),
         };
         swept.and(freed)
@@ -84,9 +82,7 @@ impl Plugin for Bridge {
     fn status(&self, request: &Request) -> Result<(), CniError> {
         let config = Config::of(request)?;
         match &config.ipam {
-            Some(kind) => {
-                delegate::unless_unknown(delegate::ask(kind, Command::Status, request, &request.config))
-            }
+            Some(kind) => delegate::ask_if_known(kind, Command::Status, request, &request.config),
             None => Ok(()),
         }
     }
@@ -130,7 +126,7 @@ async fn connect(
     }
     links::attach(kernel, config, host_end).await?;
     if !config.disable_container_interface {
-        on_other(namespace, inside::configure(config, ifname, &result))?;
+        enter(namespace, inside::configure(config, ifname, &result))?;
         links::await_carrier(kernel, host_end).await?;
     }
     if config.ip_masq {
@@ -147,7 +143,7 @@ async fn connect(
 async fn unplug(request: &Request) -> Result<(), CniError> {
     let ifname = &request.attachment.ifname;
     let inside = match NetNs::open(Path::new(&request.netns)) {
-        Ok(namespace) => on_other(&namespace, inside::remove(ifname)),
+        Ok(namespace) => enter(&namespace, inside::remove(ifname)),
         // A namespace that is gone took its devices along.
         Err(_) => Ok(()),
     };
@@ -182,40 +178,11 @@ async fn interfaces(
         let kernel = Kernel::connect().await?;
         links::described(&kernel, &ifname, &sandbox).await
     };
-    interfaces.push(on_other(namespace, inside)?);
+    interfaces.push(enter(namespace, inside)?);
     Ok(interfaces)
-}
-
-fn open(path: &str) -> Result<NetNs, CniError> {
-    NetNs::open(Path::new(path)).map_err(|error| {
-        CniError::new(Code::INVALID_NETNS, format!("failed to open netns {path:?}: {error}"))
-            .with_details("the container's namespace is gone, or CNI_NETNS is not the path of one")
-    })
-}
-
-/// Runs the plugin's work. One thread: a plugin lives for some milliseconds, and starting more would take longer.
-fn on_the_network<T>(work: impl Future<Output = Result<T, CniError>>) -> Result<T, CniError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CniError::internal(format!("start: {error}")))?;
-    runtime.block_on(work)
-}
-
-/// The same inside a namespace, on a thread of its own.
-fn on_other<T: Send>(
-    namespace: &NetNs,
-    work: impl Future<Output = Result<T, CniError>> + Send,
-) -> Result<T, CniError> {
-    namespace.run("container", || on_the_network(work)).unwrap_or_else(|error| {
-        Err(CniError::new(Code::INVALID_NETNS, format!("enter the container's network namespace: {error}")))
-    })
 }
 
 /// `aa:bb:cc:dd:ee:ff`.
 fn mac_text(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
-
-#[cfg(test)]
-mod tests;

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::protocol::{AddResult, Attachment, CniError, Code, Command, Request};
@@ -54,20 +55,26 @@ pub fn ask_for(
     run(kind, command, request, config, Some(attachment)).map(drop)
 }
 
-/// A delegate of an older version does not know the command; that is no error of the network.
+/// Asks for what came with a later version of the specification. A delegate that does not speak the request's version
+/// cannot know the command; that is no error of the network.
 ///
 /// # Errors
-/// Any other.
-pub fn unless_unknown(answer: Result<(), CniError>) -> Result<(), CniError> {
-    match answer {
-        Err(error)
-            if error.code == Code::INCOMPATIBLE_VERSION
-                || error.message.starts_with("unknown CNI_COMMAND") =>
-        {
-            Ok(())
-        }
-        other => other,
+/// As [`add`], from a delegate that should know it.
+pub fn ask_if_known(kind: &str, command: Command, request: &Request, config: &Value) -> Result<(), CniError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Versions {
+        supported_versions: Vec<String>,
     }
+    ask(kind, command, request, config).or_else(|error| {
+        let answer = run(kind, Command::Version, request, config, None)?;
+        match serde_json::from_slice::<Versions>(&answer) {
+            Ok(known) if !known.supported_versions.iter().any(|one| one == request.version.as_str()) => {
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    })
 }
 
 fn run(

@@ -132,7 +132,7 @@ impl Plugin for Flannel {
         // Without subnet.env there is no address range to clean.
         let Ok(mut delegate) = config.for_delegate(request) else { return Ok(()) };
         put(&mut delegate, "cni.dev/valid-attachments", list);
-        delegate::unless_unknown(delegate::ask(kind_of(&delegate), Command::Gc, request, &delegate))
+        delegate::ask_if_known(kind_of(&delegate), Command::Gc, request, &delegate)
     }
 
     fn status(&self, request: &Request) -> Result<(), CniError> {
@@ -142,7 +142,7 @@ impl Plugin for Flannel {
             Code::TRY_AGAIN_LATER => CniError { code: Code::NOT_AVAILABLE, ..error },
             _ => error,
         })?;
-        delegate::unless_unknown(delegate::ask(kind_of(&delegate), Command::Status, request, &delegate))
+        delegate::ask_if_known(kind_of(&delegate), Command::Status, request, &delegate)
     }
 }
 

@@ -233,7 +233,7 @@ fn check_finds_whatever_was_changed(scene: &Scene) -> anyhow::Result<()> {
     sh(&format!("ip link set {port} nomaster"));
     assert!(!node.runtime.ask_again("CHECK", &a, &result)?.success);
     let gone = Container { namespace: None, ..a };
-    let mut runtime = node.runtime.clone();
+    let mut runtime = node.runtime;
     runtime.environment.push(("CNI_NETNS".to_owned(), "/run/netns/nobody".to_owned()));
     assert!(!runtime.ask_again("CHECK", &gone, &result)?.success);
     Ok(())
@@ -246,7 +246,7 @@ fn a_bridge_with_a_wrong_address_is_repaired_unless_it_is_used(scene: &Scene) ->
     node.runtime.add(&a)?;
     let found = sh("ip -o -4 addr show cni0");
     assert!(found.contains("10.244.1.1/24") && !found.contains("10.244.7.1"), "{found}");
-    let mut moved = node.runtime.clone();
+    let mut moved = node.runtime;
     moved.config["ipam"]["ranges"] = json!([[{"subnet": "10.244.8.0/24"}]]);
     let refused = moved.ask("ADD", &b)?;
     let said = refused.json["msg"].as_str().unwrap();

@@ -8,8 +8,9 @@ use hostnet::state::Link;
 
 use super::config::Config;
 use super::inside::as_pod_route;
-use super::{mac_text, names, on_other, open};
+use super::{mac_text, names};
 use crate::protocol::{AddResult, CniError, Interface, Request};
+use crate::sandbox::{enter, open};
 
 /// What is found in the container.
 struct Inside {
@@ -23,7 +24,7 @@ struct Inside {
 pub(super) async fn check(config: &Config, request: &Request, previous: &AddResult) -> Result<(), CniError> {
     let [bridge, host_end, inside] = told(request, previous)?;
     let namespace = open(&request.netns)?;
-    let found = on_other(&namespace, look(&request.attachment.ifname))?;
+    let found = enter(&namespace, look(&request.attachment.ifname))?;
     let kernel = Kernel::connect().await?;
     let links = kernel.links().await?;
     let by_name = |name: &str| links.iter().find(|link| link.name == name);

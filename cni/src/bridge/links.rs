@@ -8,8 +8,9 @@ use hostnet::state::Link;
 use hostnet::{Errno, HostError, sysctl};
 
 use super::config::Config;
-use super::{mac_text, names, on_other};
+use super::{mac_text, names};
 use crate::protocol::{Attachment, CniError, Interface, Request};
+use crate::sandbox::enter;
 
 /// How many names of others are passed over.
 const TRIES: u8 = 10;
@@ -130,7 +131,7 @@ pub(super) async fn plug(
             Err(error) => return Err(error.into()),
         }
         let ifname = attachment.ifname.clone();
-        let inside = on_other(namespace, async move { Ok(Kernel::connect().await?.link(&ifname).await?) })?;
+        let inside = enter(namespace, async move { Ok(Kernel::connect().await?.link(&ifname).await?) })?;
         if inside.is_some() {
             return Err(CniError::internal(format!("container already has an interface named {peer:?}"))
                 .with_details("an earlier ADD made it: send DEL first"));

@@ -12,7 +12,6 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process;
 
 use hostnet::regular_file::{self, Links};
 use serde_json::Value;
@@ -40,7 +39,7 @@ impl<'a> Scratch<'a> {
         let text = delegate.to_string();
         let write = || -> io::Result<()> {
             DirBuilder::new().recursive(true).mode(0o700).create(self.directory)?;
-            let aside = self.directory.join(format!("{UNFINISHED}{}", process::id()));
+            let aside = self.unfinished(attachment);
             let mut file =
                 File::options().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
             file.write_all(text.as_bytes())?;
@@ -79,6 +78,7 @@ impl<'a> Scratch<'a> {
 
     /// Forgets a container's device.
     pub(super) fn remove(&self, attachment: &Attachment) -> Result<(), CniError> {
+        remove(&self.unfinished(attachment))?;
         remove(&self.ours(attachment))?;
         // Flannel's name stands for the other devices as long as there are some.
         match self.others(attachment) {
@@ -120,6 +120,11 @@ impl<'a> Scratch<'a> {
 
     fn ours(&self, attachment: &Attachment) -> PathBuf {
         self.directory.join(format!("{}@{}", attachment.container_id, attachment.ifname))
+    }
+
+    /// Where an ADD writes. A runtime sends no two of them at once for one device.
+    fn unfinished(&self, attachment: &Attachment) -> PathBuf {
+        self.directory.join(format!("{UNFINISHED}{}@{}", attachment.container_id, attachment.ifname))
     }
 
     /// How many other devices of the container are noted.
