@@ -27,6 +27,7 @@ mod gateway;
 mod inside;
 mod links;
 mod names;
+mod spoof;
 
 use config::Config;
 use gateway::Gateways;
@@ -70,7 +71,12 @@ impl Plugin for Bridge {
         let valid = request.valid_attachments()?;
         let swept = run(async {
             let links = links::sweep(&request.network, &valid).await;
-            links.and(masquerade::gc(&request.network, &valid).await)
+            let rules = masquerade::gc(&request.network, &valid).await;
+            let spoof = match config.mac_spoof_check {
+                true => spoof::gc(&request.network, &valid).await,
+                false => Ok(()),
+            };
+            links.and(rules).and(spoof)
         });
         let freed = match &config.ipam {
             Some(kind) => delegate::ask_if_known(kind, Command::Gc, request, &request.config),
@@ -132,6 +138,10 @@ async fn connect(
     if config.ip_masq {
         config.masquerade(request, &result).add().await?;
     }
+    if config.mac_spoof_check {
+        let inside = enter(namespace, links::mac_of(ifname))?;
+        spoof::add(&request.network, &request.attachment, host_end, inside).await?;
+    }
     if !config.dns.is_empty() {
         result.dns = config.dns.clone();
     }
@@ -157,7 +167,11 @@ async fn unplug(request: &Request) -> Result<(), CniError> {
         }
         false => Ok(()),
     };
-    inside.and(outside).and(rules)
+    let spoof = match config.mac_spoof_check {
+        true => spoof::remove(&request.network, &request.attachment).await,
+        false => Ok(()),
+    };
+    inside.and(outside).and(rules).and(spoof)
 }
 
 /// The bridge, the host's end and the container's, in the order that the reference plugin tells them.

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
             a_bridge_with_a_wrong_address_is_repaired_unless_it_is_used,
             containers_of_different_vlans_do_not_reach_each_other,
             isolated_containers_reach_the_host_only,
+            a_container_with_another_hardware_address_reaches_nobody,
             gc_frees_what_no_container_has,
             a_thousand_containers_come_and_go_without_a_trace,
             our_bridge_works_with_their_ipam_and_theirs_with_ours,
@@ -283,6 +284,26 @@ fn isolated_containers_reach_the_host_only(scene: &Scene) -> anyhow::Result<()> 
     let there = node.runtime.add(&b)?;
     let from = a.namespace.as_ref().unwrap();
     assert!(reaches(from, "10.244.1.1") && !reaches(from, &addresses(&there)[0]));
+    Ok(())
+}
+
+fn a_container_with_another_hardware_address_reaches_nobody(scene: &Scene) -> anyhow::Result<()> {
+    if !sh("nft add table bridge probe 2>&1 && nft delete table bridge probe || echo no").is_empty() {
+        return Err(lab::skip("no nft, or a kernel without its bridge family (CONFIG_NF_TABLES_BRIDGE)"));
+    }
+    let node = Node::with(scene, json!({"macspoofchk": true}));
+    let [a, b] = containers()?;
+    let result = node.runtime.add(&a)?;
+    node.runtime.add(&b)?;
+    let from = a.namespace.as_ref().unwrap();
+    assert!(reaches(from, "10.244.1.1"));
+    assert!(node.runtime.ask_again("CHECK", &a, &result)?.success);
+    inside(&a, "ip link set eth0 address 0a:58:00:00:00:01");
+    assert!(!reaches(from, "10.244.1.1"));
+    node.runtime.delete(&a)?;
+    assert!(sh("nft list tables").matches("cni_spoof").count() == 1, "b's");
+    node.runtime.collect(&[])?;
+    assert_eq!(sh("nft list tables"), "");
     Ok(())
 }
 

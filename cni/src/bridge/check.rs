@@ -82,6 +82,9 @@ pub(super) async fn check(config: &Config, request: &Request, previous: &AddResu
     if config.ip_masq {
         config.masquerade(request, previous).check().await?;
     }
+    if config.mac_spoof_check {
+        super::spoof::check(&request.network, &request.attachment).await?;
+    }
     Ok(())
 }
 
