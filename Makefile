@@ -1,5 +1,5 @@
 # Each target is one line that a person could type. `make demo` is the place to start.
-.PHONY: demo test bench overload fuzz corpus micro instructions accept-instructions check static image tools
+.PHONY: demo test bench overload fuzz corpus micro plugins cni-bench instructions accept-instructions check static image tools
 
 # What `make image` calls its image.
 IMAGE ?= flannel-rs:v0.1.0
@@ -19,6 +19,13 @@ overload: tools ## more than a node can carry: loss by place, garbage, a bad pee
 
 micro: tools  ## criterion benches of the packet core
 	cargo bench -p benches --bench core
+
+plugins:      ## the CNI plugins, small, in target/plugin
+	cargo build --profile plugin -p cni --bins
+
+cni-bench: tools plugins ## our CNI plugins beside Debian's reference ones, in one run
+	.ci/tools /usr/lib/cni/bridge:containernetworking-plugins || true
+	cargo bench -p benches --no-default-features --bench cni -- $(CURDIR)/target/plugin
 
 instructions: ## instruction counts of the core against benches/callgrind/baseline.json; a rise fails
 	.ci/tools valgrind
