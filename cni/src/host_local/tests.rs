@@ -176,6 +176,8 @@ fn the_same_device_of_a_container_is_given_no_second_address() {
 fn what_is_asked_for_is_given_or_refused_with_the_reason() {
     let net = Net::new(json!([[{"subnet": "10.0.0.0/24"}], [{"subnet": "fd00::/64"}]]));
     assert_eq!(net.add("a", &["fd00::9", "10.0.0.9/24"]).unwrap(), ["10.0.0.9/24", "fd00::9/64"]);
+    net.add("far", &["fd00::ffff:ffff:ffff:ffff"]).expect("found without a walk");
+    net.del("far").unwrap();
     let error = net.add("b", &["10.0.0.9"]).unwrap_err();
     assert!(
         error.message.ends_with("address 10.0.0.9 is not available in range set 10.0.0.1-10.0.0.254"),
