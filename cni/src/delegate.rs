@@ -2,7 +2,7 @@
 //! of ours; it is found in `CNI_PATH`.
 
 use std::io::{self, ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::unistd::{AccessFlags, access};
 use serde_json::Value;
 
-use crate::protocol::{AddResult, CniError, Code, Command, Request};
+use crate::protocol::{AddResult, Attachment, CniError, Code, Command, Request};
 
 /// A program that is just being replaced cannot be started (`ETXTBSY`): it is tried so often.
 const ATTEMPTS: usize = 20;
@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// # Errors
 /// The plugin's own error as it gave it; otherwise what prevented it from running or answering.
 pub fn add(kind: &str, request: &Request, config: &Value) -> Result<AddResult, CniError> {
-    let output = run(kind, Command::Add, request, config)?;
+    let output = run(kind, Command::Add, request, config, None)?;
     let value = serde_json::from_slice(&output).map_err(|error| {
         CniError::new(
             Code::DECODING_FAILURE,
@@ -37,14 +37,50 @@ pub fn add(kind: &str, request: &Request, config: &Value) -> Result<AddResult, C
 /// # Errors
 /// As [`add`].
 pub fn ask(kind: &str, command: Command, request: &Request, config: &Value) -> Result<(), CniError> {
-    run(kind, command, request, config).map(drop)
+    run(kind, command, request, config, None).map(drop)
 }
 
-fn run(kind: &str, command: Command, request: &Request, config: &Value) -> Result<Vec<u8>, CniError> {
+/// The same about another container than the one that the request is about: one that is gone, so its namespace is none.
+///
+/// # Errors
+/// As [`add`].
+pub fn ask_for(
+    attachment: &Attachment,
+    kind: &str,
+    command: Command,
+    request: &Request,
+    config: &Value,
+) -> Result<(), CniError> {
+    run(kind, command, request, config, Some(attachment)).map(drop)
+}
+
+/// A delegate of an older version does not know the command; that is no error of the network.
+///
+/// # Errors
+/// Any other.
+pub fn unless_unknown(answer: Result<(), CniError>) -> Result<(), CniError> {
+    match answer {
+        Err(error)
+            if error.code == Code::INCOMPATIBLE_VERSION
+                || error.message.starts_with("unknown CNI_COMMAND") =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn run(
+    kind: &str,
+    command: Command,
+    request: &Request,
+    config: &Value,
+    about: Option<&Attachment>,
+) -> Result<Vec<u8>, CniError> {
     let program = find(kind, request)?;
     let failed =
         |error: io::Error| CniError::new(Code::IO_FAILURE, format!("run {}: {error}", program.display()));
-    let mut child = start(&program, command).map_err(failed)?;
+    let mut child = start(&program, command, about).map_err(failed)?;
     let mut input = child.stdin.take();
     let text = config.to_string();
     // The configuration may be longer than a pipe holds, and the plugin may say much before it has read it.
@@ -75,15 +111,18 @@ fn run(kind: &str, command: Command, request: &Request, config: &Value) -> Resul
     }
 }
 
-fn start(program: &PathBuf, command: Command) -> io::Result<process::Child> {
+fn start(program: &Path, command: Command, about: Option<&Attachment>) -> io::Result<process::Child> {
+    let mut delegate = process::Command::new(program);
+    delegate.env("CNI_COMMAND", command.as_str()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    if let Some(attachment) = about {
+        delegate.env("CNI_CONTAINERID", &attachment.container_id).env_remove("CNI_NETNS");
+        // DEL wants a device's name even where nobody knows it.
+        let ifname = if attachment.ifname.is_empty() { "eth0" } else { &attachment.ifname };
+        delegate.env("CNI_IFNAME", ifname);
+    }
     let mut attempt = 1;
     loop {
-        let started = process::Command::new(program)
-            .env("CNI_COMMAND", command.as_str())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn();
-        match started {
+        match delegate.spawn() {
             Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && attempt < ATTEMPTS => {
                 attempt += 1;
                 thread::sleep(PAUSE);

@@ -12,9 +12,12 @@
 //! [`delegate`] runs other plugins.
 #![forbid(unsafe_code)]
 
+pub mod bridge;
 pub mod delegate;
+pub mod filter;
+pub mod flannel;
+pub mod host_local;
+pub mod masquerade;
 pub mod plugin;
 pub mod protocol;
-
-pub mod host_local;
 pub mod static_ipam;

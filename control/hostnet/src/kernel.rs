@@ -21,13 +21,17 @@ use crate::host::HostError;
 
 mod address;
 mod apply;
+mod bridge;
 mod link;
 mod neighbour;
+mod pod;
 mod route;
 mod vxlan;
 mod watch;
 
+pub use bridge::{PortSettings, Vlans};
 pub use link::LinkSettings;
+pub use pod::{PodRoute, Veth};
 pub use route::Reach;
 pub use vxlan::{Ensured, PROBE, Vxlan};
 pub use watch::{Noticed, Watch};

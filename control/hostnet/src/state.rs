@@ -10,7 +10,7 @@ use serde::Serialize;
 pub type Mac = [u8; 6];
 
 /// A network device as the kernel reports it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Link {
     /// The interface index: unique in its namespace, never used again for another device.
     pub index: u32,
@@ -31,6 +31,12 @@ pub struct Link {
     pub loopback: bool,
     /// Index of the bridge or bond it belongs to.
     pub master: Option<u32>,
+    /// Index of the device it is tied to: the other end of a veth pair, in that one's namespace.
+    pub peer: Option<u32>,
+    /// Takes in frames for any address (`IFF_PROMISC`), because somebody said so by name.
+    pub promiscuous: bool,
+    /// A number that groups devices (`ip link set DEVICE group N`), 0 unless somebody gave one.
+    pub group: u32,
     /// Length of the transmit queue, in packets.
     pub tx_queue_len: u32,
     /// A free text that says whose the device is (`ip link set DEVICE alias TEXT`).

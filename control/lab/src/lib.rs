@@ -9,6 +9,7 @@
 //! leases      lease files of nodes that are not there
 //! traffic     ping, TCP, UDP and CPU seconds between any two of them
 //! race        the same traffic over every way to carry packets, side by side
+//! cni         what a container runtime asks CNI plugins
 //! etcd        real etcd servers
 //! enter       into a running lab from another process
 //! scratch     a directory that goes with the run
@@ -23,6 +24,7 @@
 
 pub mod books;
 pub mod cluster;
+pub mod cni;
 pub mod counts;
 pub mod daemons;
 pub mod enter;

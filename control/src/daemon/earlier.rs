@@ -83,7 +83,7 @@ mod tests {
             master: None,
             tx_queue_len: 0,
             alias: alias.map(str::to_owned),
-            vxlan: None,
+            ..Link::default()
         }
     }
 

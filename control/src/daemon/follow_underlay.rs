@@ -91,7 +91,7 @@ mod tests {
             master: None,
             tx_queue_len: 1000,
             alias: None,
-            vxlan: None,
+            ..Link::default()
         }
     }
 

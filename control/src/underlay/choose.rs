@@ -243,7 +243,7 @@ mod tests {
             master: None,
             alias: None,
             tx_queue_len: 1000,
-            vxlan: None,
+            ..Link::default()
         }
     }
 

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::fs;
 
 use super::IpVersion;
-use super::program::{ProgramError, run};
+use super::program::{ProgramError, find, run};
 
 /// How long to wait for the lock that programs of `iptables-legacy` share.
 const LOCK_SECONDS: &str = "5";
@@ -137,6 +137,20 @@ impl Iptables {
         Ok(Self { version, release: release(&said), legacy: !said.contains("nf_tables") })
     }
 
+    /// The program as it lies there, without starting it: taken for a recent release, and for the kind that its file's
+    /// name says (`xtables-legacy-multi`). For whoever makes one change and ends, and for whom another start of a program
+    /// would be half of the work.
+    ///
+    /// # Errors
+    /// It is not installed.
+    pub fn locate(version: IpVersion) -> Result<Self, ProgramError> {
+        let program = program(version);
+        let path = find(program).ok_or(ProgramError::Missing { program })?;
+        let file = fs::canonicalize(&path).unwrap_or(path);
+        let legacy = file.file_name().is_some_and(|name| name.to_string_lossy().contains("legacy"));
+        Ok(Self { version, release: None, legacy })
+    }
+
     /// `MASQUERADE --random-fully` is known (1.6.2). A release that cannot be read is taken for a recent one.
     pub fn can_be_fully_random(&self) -> bool {
         self.is_at_least([1, 6, 2])
@@ -159,6 +173,21 @@ impl Iptables {
             Err(error) => return Err(error),
         };
         Ok(chain.seen(own.as_deref(), &from))
+    }
+
+    /// The rules of one chain as `iptables -S` prints them, without `-A NAME`; `None` where there is no such chain.
+    ///
+    /// # Errors
+    /// The program is missing, cannot be run, or cannot list the table.
+    pub async fn rules(&self, table: &str, chain: &str) -> Result<Option<Vec<String>>, ProgramError> {
+        if self.legacy && !legacy_tables(self.version).contains(table) {
+            return Ok(None);
+        }
+        match self.list(table, chain).await {
+            Ok(listing) => Ok(Some(rules_of(&listing, chain).map(str::to_owned).collect())),
+            Err(error) if error.status() == Some(1) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn list(&self, table: &str, chain: &str) -> Result<String, ProgramError> {

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use super::IpVersion;
-use super::program::{ProgramError, run};
+use super::program::{ProgramError, find, run};
 
 const PROGRAM: &str = "nft";
 
@@ -106,6 +106,32 @@ pub async fn json(what: &[&str]) -> Result<String, ProgramError> {
 /// There is no `nft`, it cannot be run, or it or the kernel refuses.
 pub async fn apply(commands: &str) -> Result<(), ProgramError> {
     run(PROGRAM, &["--file", "-"], commands).await.map(drop)
+}
+
+/// [`apply`], and answers what the listings among the commands print, with the handles of rules. They show what was there
+/// before.
+///
+/// # Errors
+/// As [`apply`].
+pub async fn apply_and_list(commands: &str) -> Result<String, ProgramError> {
+    run(PROGRAM, &["--handle", "--file", "-"], commands).await
+}
+
+/// A table of any family (`inet cni`) with the handles of its rules; `None` where there is none.
+///
+/// # Errors
+/// There is no `nft`, it cannot be run, or the kernel refuses.
+pub async fn handles(address: &str) -> Result<Option<String>, ProgramError> {
+    match apply_and_list(&format!("list table {address}\n")).await {
+        Ok(listing) => Ok(Some(listing)),
+        Err(error) if error.is_absent() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether there is an `nft`; it is not started.
+pub fn is_installed() -> bool {
+    find(PROGRAM).is_some()
 }
 
 /// Whether this `nft` and this kernel take the commands; nothing is changed.

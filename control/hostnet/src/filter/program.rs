@@ -58,6 +58,11 @@ impl ProgramError {
         matches!(self, Self::Missing { .. })
     }
 
+    /// What it was asked about is not in the kernel (`nft`).
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Refused { said, .. } if said.contains("No such file or directory"))
+    }
+
     /// The status with which the program ended.
     pub fn status(&self) -> Option<i32> {
         match self {
@@ -177,7 +182,7 @@ async fn talk(mut child: Child, input: &str) -> io::Result<(ExitStatus, Vec<u8>,
     Ok((output.status, output.stdout, output.stderr))
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+pub(super) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let places = env::split_paths(&path).chain(MORE_PLACES.iter().map(PathBuf::from));
     places.map(|place| place.join(program)).find(|path| is_program(path))

@@ -189,17 +189,11 @@ pub(super) fn link_of(message: LinkMessage) -> Link {
     let flags = message.header.flags;
     let mut link = Link {
         index: message.header.index,
-        name: String::new(),
-        kind: None,
-        mtu: 0,
-        mac: None,
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         loopback: flags.contains(LinkFlags::Loopback),
-        master: None,
-        tx_queue_len: 0,
-        alias: None,
-        vxlan: None,
+        promiscuous: flags.contains(LinkFlags::Promisc),
+        ..Link::default()
     };
     for attribute in message.attributes {
         match attribute {
@@ -207,6 +201,8 @@ pub(super) fn link_of(message: LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
             LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::Link(index) => link.peer = Some(index),
+            LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::TxQueueLen(length) => link.tx_queue_len = length,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::LinkInfo(infos) => {
