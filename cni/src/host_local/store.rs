@@ -126,7 +126,7 @@ impl Store {
         let mut store =
             Self { directory: directory.to_owned(), reservations: BTreeMap::new(), boot, _lock: lock };
         store.scan().map_err(|error| CniError::io("read the directory", directory, &error))?;
-        store.settle_boot()?;
+        store.settle_boot();
         Ok(store)
     }
 
@@ -136,8 +136,8 @@ impl Store {
             let name = entry?.file_name();
             let Some(name) = name.to_str() else { continue };
             if name == ASIDE {
-                // Whoever wrote it is dead: we hold the lock.
-                fs::remove_file(self.directory.join(name))?;
+                // Whoever wrote it is dead: we hold the lock. If it stays, writing says so.
+                fs::remove_file(self.directory.join(name)).ok();
             } else if let Ok(ip) = name.parse::<IpAddr>() {
                 let owner = match read(&self.directory.join(name)) {
                     Ok(content) => Owner::parse(&content),
@@ -151,13 +151,14 @@ impl Store {
         Ok(())
     }
 
-    /// At the first use in a boot: frees what an earlier one left, and notes this one.
-    fn settle_boot(&mut self) -> Result<(), CniError> {
-        let Some(boot) = self.boot.clone() else { return Ok(()) };
+    /// At the first use in a boot: frees what an earlier one left, and notes this one. What cannot be freed or noted, on a
+    /// full disk for example, stays for GC; it is no reason to refuse what is asked for.
+    fn settle_boot(&mut self) {
+        let Some(boot) = self.boot.clone() else { return };
         let path = self.directory.join(boot::FILE);
         let noted = fs::read_to_string(&path).unwrap_or_default();
         if noted.trim() == boot.id() {
-            return Ok(());
+            return;
         }
         if let Some(earlier) = Boot::parse(&noted).filter(|_| boot::is_ours_alone(&self.directory)) {
             let is_void = |reservation: &Reservation| {
@@ -169,13 +170,17 @@ impl Store {
                 .iter()
                 .filter_map(|(ip, reservation)| is_void(reservation).then_some(*ip))
                 .collect();
-            for ip in void {
-                self.free(ip)?;
+            let failed = void.into_iter().filter(|ip| self.free(*ip).is_err()).count();
+            if failed > 0 {
+                // Without the note the next one tries again.
+                return;
             }
         }
-        self.write_aside(boot.id().as_bytes())
-            .and_then(|_file| fs::rename(self.directory.join(ASIDE), &path))
-            .map_err(|error| CniError::io("write", &path, &error))
+        let aside = self.directory.join(ASIDE);
+        let written = self.write_aside(boot.id().as_bytes());
+        if written.and_then(|_file| fs::rename(&aside, &path)).is_err() {
+            fs::remove_file(&aside).ok();
+        }
     }
 
     /// The directory.
@@ -244,7 +249,14 @@ impl Store {
 
     fn write_aside(&self, content: &[u8]) -> io::Result<File> {
         let path = self.directory.join(ASIDE);
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+        let opened = File::options().write(true).create_new(true).mode(0o600).open(&path);
+        let mut file = opened.map_err(|error| match error.kind() {
+            // Not to be taken for an address that somebody has.
+            ErrorKind::AlreadyExists => {
+                io::Error::other(format!("{ASIDE} is in the way and cannot be removed"))
+            }
+            _ => error,
+        })?;
         file.write_all(content)?;
         Ok(file)
     }
@@ -291,8 +303,11 @@ impl Store {
     pub fn probe(&self) -> Result<(), CniError> {
         let path = self.directory.join(ASIDE);
         let written = self.write_aside(b"probe").map(drop);
-        let removed = written.and_then(|()| fs::remove_file(&path));
-        removed.map_err(|error| CniError::io("write into the directory", &self.directory, &error))
+        // A full disk leaves an empty file.
+        let removed = fs::remove_file(&path);
+        written
+            .and(removed)
+            .map_err(|error| CniError::io("write into the directory", &self.directory, &error))
     }
 }
 

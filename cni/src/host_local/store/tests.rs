@@ -87,6 +87,17 @@ fn an_aside_that_was_linked_already_does_not_spoil_its_reservation() {
 }
 
 #[test]
+fn what_is_in_the_way_of_writing_is_told_and_is_no_owner_of_addresses() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join(ASIDE)).unwrap();
+    let mut store = open(directory.path(), Some(TODAY));
+    let error = store.reserve(ip(5), &attachment("c"), 0).unwrap_err();
+    assert!(error.message.ends_with(".reservation is in the way and cannot be removed"), "{error}");
+    store.probe().unwrap_err();
+    assert!(taken(&store).is_empty());
+}
+
+#[test]
 fn what_cannot_be_read_is_neither_given_nor_freed() {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir(directory.path().join("10.0.0.5")).unwrap();
