@@ -29,6 +29,8 @@ use crate::protocol::{Attachment, CniError};
 
 /// Where a reservation is written. One name does, as only who holds the lock writes.
 const ASIDE: &str = ".reservation";
+/// What to look at where writing fails.
+const ADVICE: &str = "is its file system full (df, df -i) or read-only?";
 /// More than the longest identifiers by far.
 const LONGEST: u64 = 4096;
 
@@ -95,7 +97,9 @@ impl Store {
         let lock = match lock::open(&directory.join("lock")) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let made = DirBuilder::new().recursive(true).mode(0o755).create(directory);
-                made.map_err(|error| CniError::io("make the directory", directory, &error))?;
+                made.map_err(|error| {
+                    CniError::io("make the directory", directory, &error).with_details(ADVICE)
+                })?;
                 lock::open(&directory.join("lock"))
             }
             other => other,
@@ -121,7 +125,7 @@ impl Store {
         boot: Option<Boot>,
     ) -> Result<Self, CniError> {
         let path = directory.join("lock");
-        let lock = lock.map_err(|error| CniError::io("open the lock", &path, &error))?;
+        let lock = lock.map_err(|error| CniError::io("open the lock", &path, &error).with_details(ADVICE))?;
         let lock = lock::take(lock, &path, patience)?;
         let mut store =
             Self { directory: directory.to_owned(), reservations: BTreeMap::new(), boot, _lock: lock };
@@ -230,7 +234,8 @@ impl Store {
                 self.reservations.insert(ip, Reservation { name, owner: Owner::Unknown });
                 return Ok(false);
             }
-            other => other.map_err(|error| CniError::io("write the reservation", &path, &error))?,
+            other => other
+                .map_err(|error| CniError::io("write the reservation", &path, &error).with_details(ADVICE))?,
         }
         self.reservations.insert(ip, Reservation { name, owner: Owner::Attachment(owner.clone()) });
         // It only says where to go on.
@@ -305,9 +310,9 @@ impl Store {
         let written = self.write_aside(b"probe").map(drop);
         // A full disk leaves an empty file.
         let removed = fs::remove_file(&path);
-        written
-            .and(removed)
-            .map_err(|error| CniError::io("write into the directory", &self.directory, &error))
+        written.and(removed).map_err(|error| {
+            CniError::io("write into the directory", &self.directory, &error).with_details(ADVICE)
+        })
     }
 }
 
