@@ -126,13 +126,17 @@ fn allocate_one(
         return Err(CniError::internal(text)
             .with_details(format!("DEL of {} in that container frees it", attachment.ifname)));
     }
-    if let Some(ip) = wanted {
-        refuse_requested(config, store, set, ip)?;
+    if let Some(ip) = wanted.filter(|ip| config.is_gateway(*ip)) {
+        return Err(CniError::internal(format!("requested ip {ip} is subnet's gateway")));
     }
     loop {
-        let last = store.last(index);
-        let next =
-            candidates(config, store, set, last).find(|(ip, _)| wanted.is_none_or(|wanted| wanted == *ip));
+        let next = match wanted {
+            // A set may be too large to be walked through.
+            Some(ip) => {
+                set.range_of(ip).map(|range| (ip, range)).filter(|_| *store.owner(ip) == Owner::Nobody)
+            }
+            None => candidates(config, store, set, store.last(index)).next(),
+        };
         let Some((ip, range)) = next else {
             return Err(match wanted {
                 Some(ip) => unavailable(store, set, ip),
@@ -157,16 +161,6 @@ fn candidates<'a>(
     last: Option<IpAddr>,
 ) -> impl Iterator<Item = (IpAddr, &'a range::Range)> {
     set.after(last).filter(|(ip, _)| *store.owner(*ip) == Owner::Nobody && !config.is_gateway(*ip))
-}
-
-fn refuse_requested(config: &Config, store: &Store, set: &RangeSet, ip: IpAddr) -> Result<(), CniError> {
-    if config.is_gateway(ip) {
-        return Err(CniError::internal(format!("requested ip {ip} is subnet's gateway")));
-    }
-    match store.owner(ip) {
-        Owner::Nobody => Ok(()),
-        _ => Err(unavailable(store, set, ip)),
-    }
 }
 
 fn unavailable(store: &Store, set: &RangeSet, ip: IpAddr) -> CniError {

@@ -16,6 +16,7 @@ pub mod bridge;
 pub mod delegate;
 pub mod filter;
 pub mod flannel;
+pub mod fuzzing;
 pub mod host_local;
 pub mod loopback;
 pub mod masquerade;

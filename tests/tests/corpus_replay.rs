@@ -87,3 +87,8 @@ fn every_fuzz_target_is_replayed() {
 fn rule_listings() {
     replay("rule_listing", control::fuzzing::rule_listing);
 }
+
+#[test]
+fn cni_configs() {
+    replay("cni_config", cni::fuzzing::cni_config);
+}

@@ -29,6 +29,8 @@ use crate::protocol::{Attachment, CniError};
 
 /// Where a reservation is written. One name does, as only who holds the lock writes.
 const ASIDE: &str = ".reservation";
+/// What to look at where writing fails.
+const ADVICE: &str = "is its file system full (df, df -i) or read-only?";
 /// More than the longest identifiers by far.
 const LONGEST: u64 = 4096;
 
@@ -95,7 +97,9 @@ impl Store {
         let lock = match lock::open(&directory.join("lock")) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let made = DirBuilder::new().recursive(true).mode(0o755).create(directory);
-                made.map_err(|error| CniError::io("make the directory", directory, &error))?;
+                made.map_err(|error| {
+                    CniError::io("make the directory", directory, &error).with_details(ADVICE)
+                })?;
                 lock::open(&directory.join("lock"))
             }
             other => other,
@@ -121,12 +125,12 @@ impl Store {
         boot: Option<Boot>,
     ) -> Result<Self, CniError> {
         let path = directory.join("lock");
-        let lock = lock.map_err(|error| CniError::io("open the lock", &path, &error))?;
+        let lock = lock.map_err(|error| CniError::io("open the lock", &path, &error).with_details(ADVICE))?;
         let lock = lock::take(lock, &path, patience)?;
         let mut store =
             Self { directory: directory.to_owned(), reservations: BTreeMap::new(), boot, _lock: lock };
         store.scan().map_err(|error| CniError::io("read the directory", directory, &error))?;
-        store.settle_boot()?;
+        store.settle_boot();
         Ok(store)
     }
 
@@ -136,8 +140,8 @@ impl Store {
             let name = entry?.file_name();
             let Some(name) = name.to_str() else { continue };
             if name == ASIDE {
-                // Whoever wrote it is dead: we hold the lock.
-                fs::remove_file(self.directory.join(name))?;
+                // Whoever wrote it is dead: we hold the lock. If it stays, writing says so.
+                fs::remove_file(self.directory.join(name)).ok();
             } else if let Ok(ip) = name.parse::<IpAddr>() {
                 let owner = match read(&self.directory.join(name)) {
                     Ok(content) => Owner::parse(&content),
@@ -151,13 +155,14 @@ impl Store {
         Ok(())
     }
 
-    /// At the first use in a boot: frees what an earlier one left, and notes this one.
-    fn settle_boot(&mut self) -> Result<(), CniError> {
-        let Some(boot) = self.boot.clone() else { return Ok(()) };
+    /// At the first use in a boot: frees what an earlier one left, and notes this one. What cannot be freed or noted, on a
+    /// full disk for example, stays for GC; it is no reason to refuse what is asked for.
+    fn settle_boot(&mut self) {
+        let Some(boot) = self.boot.clone() else { return };
         let path = self.directory.join(boot::FILE);
         let noted = fs::read_to_string(&path).unwrap_or_default();
         if noted.trim() == boot.id() {
-            return Ok(());
+            return;
         }
         if let Some(earlier) = Boot::parse(&noted).filter(|_| boot::is_ours_alone(&self.directory)) {
             let is_void = |reservation: &Reservation| {
@@ -169,13 +174,17 @@ impl Store {
                 .iter()
                 .filter_map(|(ip, reservation)| is_void(reservation).then_some(*ip))
                 .collect();
-            for ip in void {
-                self.free(ip)?;
+            let failed = void.into_iter().filter(|ip| self.free(*ip).is_err()).count();
+            if failed > 0 {
+                // Without the note the next one tries again.
+                return;
             }
         }
-        self.write_aside(boot.id().as_bytes())
-            .and_then(|_file| fs::rename(self.directory.join(ASIDE), &path))
-            .map_err(|error| CniError::io("write", &path, &error))
+        let aside = self.directory.join(ASIDE);
+        let written = self.write_aside(boot.id().as_bytes());
+        if written.and_then(|_file| fs::rename(&aside, &path)).is_err() {
+            fs::remove_file(&aside).ok();
+        }
     }
 
     /// The directory.
@@ -225,7 +234,8 @@ impl Store {
                 self.reservations.insert(ip, Reservation { name, owner: Owner::Unknown });
                 return Ok(false);
             }
-            other => other.map_err(|error| CniError::io("write the reservation", &path, &error))?,
+            other => other
+                .map_err(|error| CniError::io("write the reservation", &path, &error).with_details(ADVICE))?,
         }
         self.reservations.insert(ip, Reservation { name, owner: Owner::Attachment(owner.clone()) });
         // It only says where to go on.
@@ -244,7 +254,14 @@ impl Store {
 
     fn write_aside(&self, content: &[u8]) -> io::Result<File> {
         let path = self.directory.join(ASIDE);
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+        let opened = File::options().write(true).create_new(true).mode(0o600).open(&path);
+        let mut file = opened.map_err(|error| match error.kind() {
+            // Not to be taken for an address that somebody has.
+            ErrorKind::AlreadyExists => {
+                io::Error::other(format!("{ASIDE} is in the way and cannot be removed"))
+            }
+            _ => error,
+        })?;
         file.write_all(content)?;
         Ok(file)
     }
@@ -291,8 +308,11 @@ impl Store {
     pub fn probe(&self) -> Result<(), CniError> {
         let path = self.directory.join(ASIDE);
         let written = self.write_aside(b"probe").map(drop);
-        let removed = written.and_then(|()| fs::remove_file(&path));
-        removed.map_err(|error| CniError::io("write into the directory", &self.directory, &error))
+        // A full disk leaves an empty file.
+        let removed = fs::remove_file(&path);
+        written.and(removed).map_err(|error| {
+            CniError::io("write into the directory", &self.directory, &error).with_details(ADVICE)
+        })
     }
 }
 
