@@ -16,4 +16,5 @@ pub mod delegate;
 pub mod filter;
 pub mod masquerade;
 pub mod plugin;
+pub mod portmap;
 pub mod protocol;
