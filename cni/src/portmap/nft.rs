@@ -164,7 +164,7 @@ pub(super) async fn add(ways: &[Way<'_>]) -> Result<(), ProgramError> {
             nft::apply(&frame(way.version)).await?;
         }
         // Of an earlier ADD that no DEL followed.
-        delete(way.version, &stale(&listed, way.network, way.container_id), &listed).await?;
+        delete(way.version, &stale(&listed, way.network, way.container_id)).await?;
     }
     Ok(())
 }
@@ -195,8 +195,8 @@ fn names(rule: &str, ip: &str) -> bool {
     })
 }
 
-/// Deletes rules, and the chains of networks that no container is in any more.
-async fn delete(version: IpVersion, rules: &[&NftRule], listed: &[NftRule]) -> Result<(), ProgramError> {
+/// The chains of networks stay: a chain goes with whatever another container has put into it meanwhile.
+async fn delete(version: IpVersion, rules: &[&NftRule]) -> Result<(), ProgramError> {
     if rules.is_empty() {
         return Ok(());
     }
@@ -205,15 +205,7 @@ async fn delete(version: IpVersion, rules: &[&NftRule], listed: &[NftRule]) -> R
     for NftRule { chain, handle, .. } in rules {
         let _infallible = writeln!(text, "delete rule {table} {chain} handle {handle}");
     }
-    let is_emptied = |chain: &str| !listed.iter().any(|rule| rule.chain == chain && !rules.contains(&rule));
-    let chains: BTreeSet<&str> = rules.iter().map(|rule| rule.chain.as_str()).collect();
-    let emptied = chains.into_iter().filter(|chain| chain.starts_with(NETWORK) && is_emptied(chain));
-    let chains: String = emptied.map(|chain| format!("delete chain {table} {chain}\n")).collect();
-    match nft::apply(&format!("{text}{chains}")).await {
-        // Another container came into the network meanwhile.
-        Err(error) if !chains.is_empty() && !error.is_absent() => nft::apply(&text).await,
-        other => other,
-    }
+    nft::apply(&text).await
 }
 
 /// Lists the table, and deletes what is meant of it.
@@ -225,7 +217,7 @@ async fn delete_listed(
     loop {
         let Some(listing) = nft::handles(&table(version)).await? else { return Ok(()) };
         let listed = NftRule::all(&listing);
-        match delete(version, &meant(&listed), &listed).await {
+        match delete(version, &meant(&listed)).await {
             // Somebody else deleted one of them meanwhile.
             Err(error) if error.is_absent() && !is_again => is_again = true,
             other => return other,
