@@ -152,9 +152,11 @@ async fn remove(request: &Request, ways: &[Way<'_>], backend: Option<Backend>) -
     let (network, id) = (&request.network, &request.attachment.container_id);
     let known: Vec<IpVersion> = ways.iter().map(|way| way.version).collect();
     let versions = if known.is_empty() { IpVersion::ALL.to_vec() } else { known };
-    let is_likely = backend != Some(Backend::Nftables);
-    let (in_iptables, in_nft) =
-        tokio::join!(iptables::remove(network, id, ways, is_likely), nft::remove(network, id, &versions));
+    let in_nft = backend == Some(Backend::Nftables);
+    let (in_iptables, in_nft) = tokio::join!(
+        iptables::remove(network, id, ways, !in_nft),
+        nft::remove(network, id, &versions, in_nft)
+    );
     both(&format!("unmap the ports of container {id}"), in_iptables, in_nft)
 }
 

@@ -1,7 +1,10 @@
 //! Promises about port mappings, kept with the real programs in private namespaces.
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+use std::fs;
 use std::net::{IpAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
+use std::thread;
 
 use lab::Scene;
 use serde_json::{Value, json};
@@ -28,6 +31,9 @@ fn main() -> ExitCode {
             what_somebody_removes_is_told_by_check,
             what_somebody_removes_is_made_again_by_the_next_add,
             status_tells_whether_ports_can_be_mapped,
+            many_at_once_lose_nothing_and_leave_nothing,
+            killed_after_any_step_nothing_is_left_after_del,
+            iptables_legacy_serves_as_well,
             what_the_reference_plugin_made_goes_with_our_del,
             what_we_made_goes_with_the_reference_plugins_del,
         ],
@@ -332,6 +338,111 @@ fn status_tells_whether_ports_can_be_mapped(_: &Scene) -> anyhow::Result<()> {
         Plugin::ours(config(backend)).with("cniVersion", json!("1.1.0")).must("STATUS");
         assert_eq!(sh("nft list ruleset"), before, "{backend}: looking changes nothing");
     }
+    Ok(())
+}
+
+fn many_at_once_lose_nothing_and_leave_nothing(_: &Scene) -> anyhow::Result<()> {
+    needs(&["nft", "iptables"])?;
+    let _world = World::new()?;
+    let names: Vec<String> = (0..40).map(|number| format!("c{number}")).collect();
+    for backend in BACKENDS {
+        let all = |command: &str| {
+            thread::scope(|scope| {
+                for name in &names {
+                    scope.spawn(|| {
+                        let plugin = Plugin { container: name, ..Plugin::ours(config(backend)) };
+                        plugin.must(command);
+                    });
+                }
+            });
+        };
+        all("ADD");
+        all("CHECK");
+        all("DEL");
+        assert_eq!(rules_of_containers(), [""; 0], "{backend}");
+    }
+    Ok(())
+}
+
+/// Stands in the place of every program: does what it does, and kills who started it once so many were started.
+const DEADLY: &str = r#"#!/bin/sh
+program=/usr/sbin/${0##*/}
+echo >>$STARTED
+[ -n "$BEFORE" ] && [ $(wc -l <$STARTED) = $DIE_AT ] && kill -9 $PPID
+$program "$@"
+status=$?
+[ -z "$BEFORE" ] && [ $(wc -l <$STARTED) = $DIE_AT ] && kill -9 $PPID
+exit $status
+"#;
+
+fn killed_after_any_step_nothing_is_left_after_del(scene: &Scene) -> anyhow::Result<()> {
+    needs(&["nft", "iptables"])?;
+    let _world = World::new()?;
+    let (started, script) = (scene.dir().join("started"), scene.dir().join("plugin"));
+    for program in ["nft", "iptables", "ip6tables", "iptables-restore", "ip6tables-restore"] {
+        let path = scene.dir().join(program);
+        fs::write(&path, DEADLY)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    }
+    let path = scene.dir().display().to_string();
+    for backend in ["iptables", "nftables", ""] {
+        for (command, before) in [("ADD", ""), ("ADD", "1"), ("DEL", ""), ("DEL", "1")] {
+            for die_at in 1..=12 {
+                let plugin = Plugin::ours(config(backend));
+                if command == "DEL" {
+                    plugin.must("ADD");
+                }
+                fs::write(&started, "")?;
+                let text = format!(
+                    "#!/bin/sh\nexport STARTED={} DIE_AT={die_at} BEFORE={before}\nexec {}\n",
+                    started.display(),
+                    plugin.program
+                );
+                let program = script.display().to_string();
+                fs::write(&script, text)?;
+                fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+                let deadly = Plugin { program: &program, path: &path, ..Plugin::ours(config(backend)) };
+                let survived = deadly.run(command).is_ok();
+                plugin.must("DEL");
+                assert_eq!(rules_of_containers(), [""; 0], "{backend} {command} {die_at} {before}");
+                if survived {
+                    assert!(die_at > 1, "{backend} {command}: nothing was killed");
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn iptables_legacy_serves_as_well(scene: &Scene) -> anyhow::Result<()> {
+    needs(&["iptables-legacy", "ip6tables-legacy", "nft"])?;
+    if !sh("iptables-legacy -t nat -S 2>&1 || true").contains("-P PREROUTING") {
+        return Err(lab::skip("this kernel has no iptables-legacy"));
+    }
+    let world = World::new()?;
+    for (program, kind) in [
+        ("iptables", "iptables-legacy"),
+        ("ip6tables", "ip6tables-legacy"),
+        ("iptables-restore", "iptables-legacy-restore"),
+        ("ip6tables-restore", "ip6tables-legacy-restore"),
+    ] {
+        let target = sh(&format!("command -v {kind}"));
+        std::os::unix::fs::symlink(target.trim(), scene.dir().join(program))?;
+    }
+    let path = scene.dir().display().to_string();
+    let plugin = Plugin { path: &path, ..Plugin::ours(config("iptables")) };
+    let left = || sh("iptables-legacy-save -t nat; ip6tables-legacy-save -t nat").matches("CNI-DN-").count();
+    plugin.must("ADD");
+    plugin.must("CHECK");
+    assert!(left() > 0 && rules_of_containers().is_empty(), "they are in the one kind only");
+    assert!(world.client.run("client", || tcp("192.0.2.1:8080"))?.is_some());
+    assert!(world.client.run("client", || tcp("[2001:db8::1]:8080"))?.is_some());
+    plugin.must("ADD");
+    plugin.must("DEL");
+    assert_eq!(left(), 0);
+    assert_eq!(world.client.run("client", || tcp("192.0.2.1:8080"))?, None);
+    plugin.must("DEL");
     Ok(())
 }
 

@@ -218,7 +218,8 @@ pub(super) async fn add(ways: &[Way<'_>]) -> Result<(), ProgramError> {
     Ok(())
 }
 
-/// `ways` is what ADD made, as far as that is known; what else there is of the container goes too.
+/// `ways` is what ADD made, as far as that is known; what else there is of the container goes too. `is_likely`: it is in
+/// this system, as far as is known.
 pub(super) async fn remove(
     network: &str,
     container_id: &str,
@@ -235,7 +236,7 @@ pub(super) async fn remove(
         {
             continue;
         }
-        let entries = iptables.rules(TABLE, DNAT).await?.unwrap_or_default();
+        let Some(entries) = iptables.rules(TABLE, DNAT).await? else { continue };
         let ours: Vec<String> = entries.into_iter().filter(|rule| leads_to(rule, &chain)).collect();
         if ours.is_empty() && iptables.rules(TABLE, &chain).await?.is_none() {
             continue;

@@ -80,7 +80,7 @@ pub(super) fn rules(way: &Way<'_>) -> Vec<Rule> {
     let ip = way.ip.addr();
     let rule = |chain: &str, text: String| Rule { chain: chain.to_owned(), conditions: String::new(), text };
     let mut rules = Vec::new();
-    for Mapping { host_port, container_port, protocol, .. } in way.mappings.iter().copied() {
+    for Mapping { host_port, container_port, protocol, .. } in &way.mappings {
         let target = match way.version {
             IpVersion::V4 => format!("{ip}:{container_port}"),
             IpVersion::V6 => format!("[{ip}]:{container_port}"),
@@ -147,6 +147,7 @@ fn is_entered(listing: &str, listed: &[NftRule]) -> bool {
     is_whole("prerouting") && is_whole("output") && has_hook("masquerading")
 }
 
+/// One family after the other: `nft` (1.0.6) cannot list two tables in one input.
 pub(super) async fn add(ways: &[Way<'_>]) -> Result<(), ProgramError> {
     for way in ways {
         let commands = commands(way);
@@ -208,7 +209,7 @@ async fn delete(version: IpVersion, rules: &[&NftRule]) -> Result<(), ProgramErr
     nft::apply(&text).await
 }
 
-/// Lists the table, and deletes what is meant of it.
+/// Lists the table of a family, and deletes what is meant of it.
 async fn delete_listed(
     version: IpVersion,
     meant: impl for<'a> Fn(&'a [NftRule]) -> Vec<&'a NftRule>,
@@ -225,13 +226,26 @@ async fn delete_listed(
     }
 }
 
+/// The families that have a table, by one start of `nft`.
+async fn those_there(versions: &[IpVersion]) -> Result<Vec<IpVersion>, ProgramError> {
+    let tables = nft::apply_and_list("list tables\n").await?;
+    let is_there = |version: &IpVersion| {
+        let line = format!("table {}", table(*version));
+        tables.lines().any(|found| found.split(" # ").next() == Some(line.as_str()))
+    };
+    Ok(versions.iter().copied().filter(is_there).collect())
+}
+
+/// `is_likely`: the rules are in this system, as far as is known.
 pub(super) async fn remove(
     network: &str,
     container_id: &str,
     versions: &[IpVersion],
+    is_likely: bool,
 ) -> Result<(), ProgramError> {
+    let versions = if is_likely { versions.to_vec() } else { those_there(versions).await? };
     for version in versions {
-        delete_listed(*version, |listed| stale(listed, network, container_id)).await?;
+        delete_listed(version, |listed| stale(listed, network, container_id)).await?;
     }
     Ok(())
 }
@@ -239,7 +253,7 @@ pub(super) async fn remove(
 pub(super) async fn gc(network: &str, valid: &[Attachment]) -> Result<(), ProgramError> {
     let kept: BTreeSet<&str> = valid.iter().map(|attachment| comment(&attachment.container_id)).collect();
     let chain = network_chain(network);
-    for version in IpVersion::ALL {
+    for version in those_there(&IpVersion::ALL).await? {
         delete_listed(version, |listed| {
             let of_network = listed.iter().filter(|rule| rule.chain == chain);
             let gone: BTreeSet<&str> =

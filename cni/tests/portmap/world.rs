@@ -63,11 +63,13 @@ pub(crate) struct Plugin<'a> {
     pub program: &'a str,
     pub config: Value,
     pub container: &'a str,
+    /// Where programs are looked for before the usual places.
+    pub path: &'a str,
 }
 
 impl<'a> Plugin<'a> {
     pub(crate) fn ours(config: Value) -> Self {
-        Self { program: env!("CARGO_BIN_EXE_portmap"), config, container: "c1" }
+        Self { program: env!("CARGO_BIN_EXE_portmap"), config, container: "c1", path: "" }
     }
 
     pub(crate) fn run(&self, command: &str) -> Result<String, String> {
@@ -79,7 +81,7 @@ impl<'a> Plugin<'a> {
             .env("CNI_NETNS", "/var/run/netns/none")
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", "/usr/lib/cni")
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.path))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
