@@ -100,10 +100,12 @@ impl Plugin for Portmap {
         let unusable = wait(async {
             Ok(match config.backend {
                 Some(Backend::Iptables) => iptables::unusable().await,
-                Some(Backend::Nftables) => nft::unusable().await,
+                Some(Backend::Nftables) => nft::unusable(&request.network).await,
                 None => match iptables::unusable().await {
                     None => None,
-                    Some(first) => nft::unusable().await.map(|second| format!("{first}; {second}")),
+                    Some(first) => {
+                        nft::unusable(&request.network).await.map(|second| format!("{first}; {second}"))
+                    }
                 },
             })
         })?;

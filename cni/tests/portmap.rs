@@ -368,10 +368,10 @@ fn many_at_once_lose_nothing_and_leave_nothing(_: &Scene) -> anyhow::Result<()> 
 const DEADLY: &str = r#"#!/bin/sh
 program=/usr/sbin/${0##*/}
 echo >>$STARTED
-[ -n "$BEFORE" ] && [ $(wc -l <$STARTED) = $DIE_AT ] && kill -9 $PPID
+[ -n "$BEFORE" ] && [ $(wc -l <$STARTED) -ge $DIE_AT ] && kill -9 $PPID
 $program "$@"
 status=$?
-[ -z "$BEFORE" ] && [ $(wc -l <$STARTED) = $DIE_AT ] && kill -9 $PPID
+[ -z "$BEFORE" ] && [ $(wc -l <$STARTED) -ge $DIE_AT ] && kill -9 $PPID
 exit $status
 "#;
 

@@ -50,10 +50,11 @@ fn comment(container_id: &str) -> &str {
 }
 
 /// The commands that make the table and what leads to the rules, from nothing or anew.
-pub(super) fn frame(version: IpVersion) -> String {
+pub(super) fn frame(version: IpVersion, network: &str) -> String {
     let table = table(version);
     let mut text =
         format!("add table {table}\nadd chain {table} hostports\nadd chain {table} hostip_hostports\n");
+    let _infallible = writeln!(text, "add chain {table} {}", network_chain(network));
     let _infallible = writeln!(text, "add chain {table} masquerading {{ {MASQUERADING}; }}");
     for (chain, hook, rules) in FRAME {
         let hook = if hook.is_empty() { String::new() } else { format!(" {{ {hook}; }}") };
@@ -126,7 +127,7 @@ fn network_of(way: &Way<'_>) -> String {
 pub(super) fn commands(way: &Way<'_>) -> String {
     let table = table(way.version);
     let comment = comment(way.container_id);
-    let mut text = format!("list table {table}\nadd chain {table} {}\n", network_chain(way.network));
+    let mut text = format!("list table {table}\n");
     for Rule { chain, conditions, text: rule } in rules(way) {
         let _infallible =
             writeln!(text, "insert rule {table} {chain} {conditions}{rule} comment \"{comment}\"");
@@ -151,18 +152,18 @@ fn is_entered(listing: &str, listed: &[NftRule]) -> bool {
 pub(super) async fn add(ways: &[Way<'_>]) -> Result<(), ProgramError> {
     for way in ways {
         let commands = commands(way);
-        // Making the frame anew takes the kernel longer than all the rest: it is done where it is not there as it
-        // should be.
+        // To add even a chain that is there keeps the kernel busy for longer than all the rest: it is done where something
+        // is not there as it should be.
         let before = match nft::apply_and_list(&commands).await {
             Err(error) if error.is_absent() => {
-                nft::apply(&frame(way.version)).await?;
+                nft::apply(&frame(way.version, way.network)).await?;
                 nft::apply_and_list(&commands).await?
             }
             other => other?,
         };
         let listed = NftRule::all(&before);
         if !is_entered(&before, &listed) {
-            nft::apply(&frame(way.version)).await?;
+            nft::apply(&frame(way.version, way.network)).await?;
         }
         // Of an earlier ADD that no DEL followed.
         delete(way.version, &stale(&listed, way.network, way.container_id)).await?;
@@ -295,8 +296,8 @@ pub(super) async fn missing(ways: &[Way<'_>]) -> Result<Option<String>, ProgramE
 }
 
 /// Why it cannot be used, if it cannot. Nothing is changed.
-pub(super) async fn unusable() -> Option<String> {
-    match nft::takes(&frame(IpVersion::V4)).await {
+pub(super) async fn unusable(network: &str) -> Option<String> {
+    match nft::takes(&frame(IpVersion::V4, network)).await {
         Ok(true) => None,
         Ok(false) => Some(format!(
             "nft or this kernel refuses the table {}; try `nft add table {0}` and see `modprobe nft_chain_nat`",

@@ -48,9 +48,9 @@ fn iptables_gets_the_rules_of_the_reference_plugin() {
 #[test]
 fn nftables_gets_tables_that_the_reference_plugin_cleans() {
     let (_, text) = texts(json!({"runtimeConfig": mappings()}), "10.244.1.5/24");
-    assert_eq!(nft::frame(IpVersion::V4) + &text, include_str!("tests/v4.nft"));
+    assert_eq!(nft::frame(IpVersion::V4, "test") + &text, include_str!("tests/v4.nft"));
     let (_, text) = texts(json!({"runtimeConfig": mappings()}), "fd00:1::5/64");
-    assert_eq!(nft::frame(IpVersion::V6) + &text, include_str!("tests/v6.nft"));
+    assert_eq!(nft::frame(IpVersion::V6, "test") + &text, include_str!("tests/v6.nft"));
 }
 
 #[test]
