@@ -21,6 +21,7 @@ pub mod host_local;
 pub mod loopback;
 pub mod masquerade;
 pub mod plugin;
+pub mod portmap;
 pub mod protocol;
 pub mod sandbox;
 pub mod static_ipam;

@@ -60,15 +60,21 @@ pub(super) fn rules(masquerade: &Masquerade) -> Vec<String> {
     masquerade.ips.iter().map(rule).collect()
 }
 
-/// The commands that make the rules, and list what was there before.
-pub(super) fn commands(masquerade: &Masquerade) -> String {
+/// The commands that make the table and what leads to the rules, from nothing or anew.
+pub(super) fn frame() -> String {
     let mut text = format!(
-        "add table {TABLE}\nadd chain {TABLE} {CHAIN}\nlist table {TABLE}\nadd chain {TABLE} postrouting {{ {HOOK} }}\n\
+        "add table {TABLE}\nadd chain {TABLE} {CHAIN}\nadd chain {TABLE} postrouting {{ {HOOK} }}\n\
          flush chain {TABLE} postrouting\n"
     );
     for rule in ENTRY {
         let _infallible = writeln!(text, "add rule {TABLE} postrouting {rule}");
     }
+    text
+}
+
+/// The commands that list what is there, and make the rules.
+pub(super) fn commands(masquerade: &Masquerade) -> String {
+    let mut text = format!("list table {TABLE}\n");
     let comment = comment(&masquerade.network, &masquerade.attachment);
     for rule in rules(masquerade) {
         let _infallible = writeln!(text, "add rule {TABLE} {CHAIN} {rule} comment \"{comment}\"");
@@ -76,8 +82,27 @@ pub(super) fn commands(masquerade: &Masquerade) -> String {
     text
 }
 
+/// What leads to the rules is there.
+fn is_entered(listing: &str, listed: &[NftRule]) -> bool {
+    let entry: Vec<&str> =
+        listed.iter().filter(|rule| rule.chain == "postrouting").map(|rule| rule.text.as_str()).collect();
+    nft_chain_head(listing, "postrouting").is_some_and(|hook| hook.starts_with("type nat hook postrouting"))
+        && entry == ENTRY
+}
+
 pub(super) async fn add(masquerade: &Masquerade) -> Result<(), ProgramError> {
-    let before = nft::apply_and_list(&commands(masquerade)).await?;
+    let commands = commands(masquerade);
+    // Making the frame anew takes the kernel longer than all the rest: it is done where it is not there as it should be.
+    let before = match nft::apply_and_list(&commands).await {
+        Err(error) if error.is_absent() => {
+            nft::apply(&frame()).await?;
+            nft::apply_and_list(&commands).await?
+        }
+        other => other?,
+    };
+    if !is_entered(&before, &NftRule::all(&before)) {
+        nft::apply(&frame()).await?;
+    }
     // An earlier ADD of the same attachment that no DEL followed. Its rules go after the new ones came: at no moment is
     // the container without.
     let mark = mark(&masquerade.network, &masquerade.attachment);
@@ -97,9 +122,14 @@ pub(super) async fn gc(network: &str, valid: &[Attachment]) -> Result<(), Progra
 }
 
 async fn delete_listed(is_meant: impl Fn(&str) -> bool) -> Result<(), ProgramError> {
-    match nft::handles(TABLE).await? {
-        Some(listing) => delete(&listing, is_meant).await,
-        None => Ok(()),
+    let mut is_again = false;
+    loop {
+        let Some(listing) = nft::handles(TABLE).await? else { return Ok(()) };
+        match delete(&listing, &is_meant).await {
+            // Somebody else deleted one of them meanwhile.
+            Err(error) if error.is_absent() && !is_again => is_again = true,
+            other => return other,
+        }
     }
 }
 
@@ -122,10 +152,7 @@ pub(super) async fn missing(masquerade: &Masquerade) -> Result<Option<String>, P
         return Ok(Some(format!("there is no table {TABLE}")));
     };
     let listed = NftRule::all(&listing);
-    let is_entered = nft_chain_head(&listing, "postrouting")
-        .is_some_and(|hook| hook.starts_with("type nat hook"))
-        && listed.iter().any(|rule| rule.chain == "postrouting" && rule.text == "goto masq_checks");
-    if !is_entered {
+    if !is_entered(&listing, &listed) {
         return Ok(Some(format!("nothing leads to the chain {CHAIN} of the table {TABLE}")));
     }
     let mark = mark(&masquerade.network, &masquerade.attachment);

@@ -61,18 +61,18 @@ fn traffic_to_a_second_network_of_a_container_is_not_masqueraded() {
 
 #[test]
 fn nftables_gets_the_rules_of_the_reference_plugins() {
-    let text = nft::commands(&masquerade(&["10.244.1.5/24", "fd00:1::5/64", "10.9.9.9/32"]));
+    let text = nft::frame() + &nft::commands(&masquerade(&["10.244.1.5/24", "fd00:1::5/64", "10.9.9.9/32"]));
     // `printf test | sha512sum`, `printf eth0:1234 | sha512sum`
     let comment = "ee26b0dd4af7e749-43243da06b17813b, net: test, if: eth0, id: 1234";
     let expected = format!(
         "add table inet cni_plugins_masquerade
 add chain inet cni_plugins_masquerade masq_checks
-list table inet cni_plugins_masquerade
 add chain inet cni_plugins_masquerade postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
 flush chain inet cni_plugins_masquerade postrouting
 add rule inet cni_plugins_masquerade postrouting ip daddr 224.0.0.0/4 return
 add rule inet cni_plugins_masquerade postrouting ip6 daddr ff00::/8 return
 add rule inet cni_plugins_masquerade postrouting goto masq_checks
+list table inet cni_plugins_masquerade
 add rule inet cni_plugins_masquerade masq_checks ip saddr 10.244.1.5 ip daddr != 10.244.1.0/24 masquerade comment \"{comment}\"
 add rule inet cni_plugins_masquerade masq_checks ip6 saddr fd00:1::5 ip6 daddr != fd00:1::/64 masquerade comment \"{comment}\"
 add rule inet cni_plugins_masquerade masq_checks ip saddr 10.9.9.9 ip daddr != 10.9.9.9 masquerade comment \"{comment}\"

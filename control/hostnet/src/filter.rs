@@ -6,6 +6,7 @@
 //! no other, and `iptables-nft` writes what only its own program reads.
 use std::fmt;
 
+pub mod conntrack;
 pub mod iptables;
 pub mod nft;
 mod program;

@@ -211,6 +211,30 @@ impl Iptables {
         run(restore_program(self.version), &arguments, input).await.map(drop)
     }
 
+    /// The first of these rules (`PREROUTING -j CHAIN`) that is not in the table, by its index. Nothing is changed. The
+    /// program itself compares, so a rule may be written in any way.
+    ///
+    /// # Errors
+    /// The program is missing, cannot be run, or refuses for another reason.
+    pub async fn first_absent(&self, table: &str, rules: &[String]) -> Result<Option<usize>, ProgramError> {
+        let checks: String = rules.iter().map(|rule| format!("-C {rule}\n")).collect();
+        let refused = match self.restore(&format!("*{table}\n{checks}COMMIT\n")).await {
+            Ok(()) => return Ok(None),
+            Err(error) => error,
+        };
+        // `iptables-restore: line 3 failed`: the first rule is in the second line.
+        let line = match &refused {
+            ProgramError::Refused { said, .. } => said
+                .split_once("line ")
+                .and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next()),
+            _ => None,
+        };
+        match line.and_then(|line| line.parse::<usize>().ok()).and_then(|line| line.checked_sub(2)) {
+            Some(index) if index < rules.len() => Ok(Some(index)),
+            _ => Err(refused),
+        }
+    }
+
     /// Takes the chain and the jumps to it away; answers whether anything was there.
     ///
     /// # Errors

@@ -77,6 +77,9 @@ impl ProgramError {
             Self::Missing { program: "nft" } => {
                 Some("install the package nftables (Debian and Alpine name it so)")
             }
+            Self::Missing { program: "conntrack" } => {
+                Some("install the package conntrack (Debian's name; Alpine's is conntrack-tools)")
+            }
             Self::Missing { .. } => Some(
                 "install the package iptables (Debian and Alpine name it so), or set EnableNFTables in the network \
                  configuration",
