@@ -1,10 +1,13 @@
 //! Promises about the masquerade of a container, kept with the real programs in private namespaces.
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
-use std::process::{Command, ExitCode};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::{Command, ExitCode, Stdio};
 
 use cni::filter::Backend;
 use cni::masquerade::{Masquerade, gc};
 use cni::protocol::Attachment;
+use hostnet::netns::NetNs;
 use lab::Scene;
 
 fn main() -> ExitCode {
@@ -17,6 +20,7 @@ fn main() -> ExitCode {
             gc_frees_only_what_belongs_to_no_attachment,
             what_somebody_removes_is_told_by_check,
             without_a_choice_iptables_is_used_and_both_are_cleaned,
+            what_the_reference_bridge_made_is_ours_and_the_other_way_round,
         ],
     )
 }
@@ -182,5 +186,47 @@ fn without_a_choice_iptables_is_used_and_both_are_cleaned(_: &Scene) -> anyhow::
     wait(nobodys.remove())?;
     assert_eq!(in_iptables(), before);
     assert!(!in_nft().contains("masquerade comment"));
+    Ok(())
+}
+
+/// Debian's bridge plugin connects a container with `ipMasq`; what it made is found here, and what is made here it removes.
+fn what_the_reference_bridge_made_is_ours_and_the_other_way_round(scene: &Scene) -> anyhow::Result<()> {
+    needs(&["iptables", "/usr/lib/cni/bridge", "/usr/lib/cni/host-local"])?;
+    let container = NetNs::new()?;
+    let file = format!("/proc/{}/fd/{}", std::process::id(), container.as_fd().as_raw_fd());
+    let config = format!(
+        r#"{{"cniVersion":"1.0.0","name":"pods","type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,
+            "ipam":{{"type":"host-local","subnet":"10.244.1.0/24","dataDir":"{}"}}}}"#,
+        scene.dir().display()
+    );
+    let theirs = |command: &str| {
+        let mut child = Command::new("/usr/lib/cni/bridge")
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", "c1")
+            .env("CNI_NETNS", &file)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/usr/lib/cni")
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{command}: {said}");
+    };
+    let before = in_iptables();
+    theirs("ADD");
+    let made = in_iptables();
+    assert!(made.contains("MASQUERADE"), "{made}");
+    let ours = masquerade(Backend::Iptables, "c1", "eth0", &["10.244.1.2/24"]);
+    wait(ours.check())?;
+    wait(ours.remove())?;
+    assert_eq!(in_iptables(), before);
+    wait(ours.add())?;
+    assert_eq!(in_iptables(), made, "the same rules, word for word");
+    theirs("DEL");
+    assert_eq!(in_iptables(), before);
     Ok(())
 }
