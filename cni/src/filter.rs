@@ -159,12 +159,25 @@ pub fn nft_chain_head<'a>(listing: &'a str, chain: &str) -> Option<&'a str> {
     lines.take_while(|line| *line != "}").find(|line| line.starts_with("type "))
 }
 
+/// What a program's failure is in the words of a plugin: `hostnet` knows the daemon's options only.
+pub fn told(error: &ProgramError) -> String {
+    match error {
+        ProgramError::Missing { program } => {
+            let package = if *program == "nft" { "nftables" } else { "iptables" };
+            format!(
+                "there is no program {program}; install the package {package} (Debian and Alpine name it so)"
+            )
+        }
+        error => error.to_string(),
+    }
+}
+
 /// A failure of the program of a system, with the option that chooses the other one.
 pub fn failed(action: &str, option: &str, error: &ProgramError) -> CniError {
-    let told = CniError::internal(format!("{action}: {error}"));
+    let failure = CniError::internal(format!("{action}: {}", told(error)));
     match error.is_missing() {
-        true => told.with_details(format!("or choose the other system by {option}: iptables or nftables")),
-        false => told,
+        true => failure.with_details(format!("{option} chooses the system: iptables or nftables")),
+        false => failure,
     }
 }
 

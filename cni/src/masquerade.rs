@@ -10,7 +10,7 @@ mod nft;
 use hostnet::filter::nft::is_installed;
 use ipnet::IpNet;
 
-use crate::filter::{Backend, failed};
+use crate::filter::{Backend, failed, told};
 use crate::protocol::{Attachment, CniError};
 
 /// The option of the configuration that chooses the system.
@@ -48,7 +48,11 @@ impl Masquerade {
                 Err(error) if is_installed() => {
                     iptables::remove(self).await.ok();
                     nft::add(self).await.map_err(|second| {
-                        CniError::internal(format!("{action}: neither system works: {error}; {second}"))
+                        CniError::internal(format!(
+                            "{action}: neither system works: {}; {}",
+                            told(&error),
+                            told(&second)
+                        ))
                     })
                 }
                 Err(error) => Err(failed(error)),
@@ -120,10 +124,10 @@ fn both(
 ) -> Result<(), CniError> {
     let errors =
         [in_iptables, in_nft].into_iter().filter_map(Result::err).filter(|error| !error.is_missing());
-    let told: Vec<String> = errors.map(|error| error.to_string()).collect();
-    match told.is_empty() {
+    let all: Vec<String> = errors.map(|error| told(&error)).collect();
+    match all.is_empty() {
         true => Ok(()),
-        false => Err(CniError::internal(format!("{action}: {}", told.join("; ")))),
+        false => Err(CniError::internal(format!("{action}: {}", all.join("; ")))),
     }
 }
 

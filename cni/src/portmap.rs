@@ -23,7 +23,7 @@ use hostnet::kernel::Kernel;
 use hostnet::sysctl;
 use ipnet::IpNet;
 
-use crate::filter::{Backend, failed};
+use crate::filter::{Backend, failed, told};
 use crate::plugin::Plugin;
 use crate::protocol::{AddResult, CniError, Code, Request};
 use config::{Config, Protocol, Way, addresses};
@@ -141,7 +141,11 @@ async fn add(config: &Config, ways: &[Way<'_>], container_id: &str) -> Result<()
                     iptables::remove(way.network, way.container_id, ways, false).await.ok();
                 }
                 nft::add(ways).await.map_err(|second| {
-                    CniError::internal(format!("{action}: neither system works: {first}; {second}"))
+                    CniError::internal(format!(
+                        "{action}: neither system works: {}; {}",
+                        told(&first),
+                        told(&second)
+                    ))
                 })
             }
             Err(error) => Err(failed(error)),
@@ -170,10 +174,10 @@ fn both(
 ) -> Result<(), CniError> {
     let errors =
         [in_iptables, in_nft].into_iter().filter_map(Result::err).filter(|error| !error.is_missing());
-    let told: Vec<String> = errors.map(|error| error.to_string()).collect();
-    match told.is_empty() {
+    let all: Vec<String> = errors.map(|error| told(&error)).collect();
+    match all.is_empty() {
         true => Ok(()),
-        false => Err(CniError::internal(format!("{action}: {}", told.join("; ")))),
+        false => Err(CniError::internal(format!("{action}: {}", all.join("; ")))),
     }
 }
 

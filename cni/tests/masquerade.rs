@@ -1,11 +1,22 @@
 //! Promises about the masquerade of a container, kept with the real programs in private namespaces.
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
-use std::process::{Command, ExitCode};
+use std::io::Write;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use cni::filter::Backend;
 use cni::masquerade::{Masquerade, gc};
 use cni::protocol::Attachment;
+use hostnet::netns::NetNs;
 use lab::Scene;
+
+#[path = "portmap/world.rs"]
+#[expect(dead_code, reason = "port mappings need more of it")]
+mod world;
+
+use world::{needs, sh};
 
 fn main() -> ExitCode {
     lab::harness(
@@ -17,6 +28,8 @@ fn main() -> ExitCode {
             gc_frees_only_what_belongs_to_no_attachment,
             what_somebody_removes_is_told_by_check,
             without_a_choice_iptables_is_used_and_both_are_cleaned,
+            what_a_container_sends_leaves_under_the_hosts_address,
+            what_the_reference_bridge_made_is_ours_and_the_other_way_round,
         ],
     )
 }
@@ -28,24 +41,6 @@ fn masquerade(backend: Backend, id: &str, ifname: &str, ips: &[&str]) -> Masquer
         attachment: Attachment { container_id: id.to_owned(), ifname: ifname.to_owned() },
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
     }
-}
-
-fn needs(programs: &[&str]) -> anyhow::Result<()> {
-    for program in programs {
-        if sh(&format!("command -v {program} || true")).is_empty() {
-            return Err(lab::skip(format!("there is no {program}: install nftables and iptables")));
-        }
-    }
-    Ok(())
-}
-
-/// Runs a shell line in the namespace of this thread and answers what it prints.
-fn sh(line: &str) -> String {
-    let line = format!("PATH=$PATH:/usr/sbin; {line}");
-    let output = Command::new("sh").args(["-ec", &line]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{line}: {said}");
-    String::from_utf8(output.stdout).unwrap()
 }
 
 fn wait<T>(future: impl Future<Output = T>) -> T {
@@ -182,5 +177,71 @@ fn without_a_choice_iptables_is_used_and_both_are_cleaned(_: &Scene) -> anyhow::
     wait(nobodys.remove())?;
     assert_eq!(in_iptables(), before);
     assert!(!in_nft().contains("masquerade comment"));
+    Ok(())
+}
+
+fn what_a_container_sends_leaves_under_the_hosts_address(_: &Scene) -> anyhow::Result<()> {
+    needs(&["nft", "iptables"])?;
+    let world = world::World::new()?;
+    let seen = |to: &str| -> anyhow::Result<String> {
+        let any = if to.contains('[') { "[::]:0" } else { "0.0.0.0:0" };
+        let receiver = world.client.run("client", || UdpSocket::bind(to))??;
+        receiver.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let sender = world.container.run("container", || UdpSocket::bind(any))??;
+        sender.send_to(b"x", receiver.local_addr()?)?;
+        let (_, peer) = receiver.recv_from(&mut [0; 8])?;
+        Ok(peer.ip().to_string())
+    };
+    for backend in [Backend::Iptables, Backend::Nftables] {
+        let one = masquerade(backend, "c1", "eth0", &IPS);
+        assert_eq!(seen("198.51.100.2:99")?, "10.244.1.5");
+        wait(one.add())?;
+        assert_eq!(seen("198.51.100.2:99")?, "198.51.100.1", "{backend}");
+        assert_eq!(seen("[fd51::2]:99")?, "fd51::1", "{backend}");
+        wait(one.remove())?;
+        assert_eq!(seen("[fd51::2]:99")?, "fd00:1::5", "{backend}");
+    }
+    Ok(())
+}
+
+/// Debian's bridge plugin connects a container with `ipMasq`; what it made is found here, and what is made here it removes.
+fn what_the_reference_bridge_made_is_ours_and_the_other_way_round(scene: &Scene) -> anyhow::Result<()> {
+    needs(&["iptables", "/usr/lib/cni/bridge", "/usr/lib/cni/host-local"])?;
+    let container = NetNs::new()?;
+    let file = format!("/proc/{}/fd/{}", std::process::id(), container.as_fd().as_raw_fd());
+    let config = format!(
+        r#"{{"cniVersion":"1.0.0","name":"pods","type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,
+            "ipam":{{"type":"host-local","subnet":"10.244.1.0/24","dataDir":"{}"}}}}"#,
+        scene.dir().display()
+    );
+    let theirs = |command: &str| {
+        let mut child = Command::new("/usr/lib/cni/bridge")
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", "c1")
+            .env("CNI_NETNS", &file)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/usr/lib/cni")
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{command}: {said}");
+    };
+    let before = in_iptables();
+    theirs("ADD");
+    let made = in_iptables();
+    assert!(made.contains("MASQUERADE"), "{made}");
+    let ours = masquerade(Backend::Iptables, "c1", "eth0", &["10.244.1.2/24"]);
+    wait(ours.check())?;
+    wait(ours.remove())?;
+    assert_eq!(in_iptables(), before);
+    wait(ours.add())?;
+    assert_eq!(in_iptables(), made, "the same rules, word for word");
+    theirs("DEL");
+    assert_eq!(in_iptables(), before);
     Ok(())
 }

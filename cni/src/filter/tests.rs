@@ -50,3 +50,13 @@ fn an_option_that_names_no_system_is_refused_with_what_it_may_be() {
     assert_eq!(error.message, "unknown ipMasqBackend \"ebpf\"");
     assert!(error.details.contains("iptables or nftables"));
 }
+
+#[test]
+fn a_missing_program_is_told_with_its_package_and_the_plugins_own_option() {
+    let error =
+        failed("map ports to container c", "backend", &ProgramError::Missing { program: "ip6tables" });
+    let text = "map ports to container c: there is no program ip6tables; install the package iptables (Debian and Alpine \
+                name it so)";
+    assert_eq!(error.message, text);
+    assert_eq!(error.details, "backend chooses the system: iptables or nftables");
+}

@@ -17,7 +17,7 @@ use hostnet::filter::{IpVersion, ProgramError};
 use ipnet::IpNet;
 
 use super::config::{Mark, Protocol, Way};
-use crate::filter::{chain_name, cut, quoted, word_after, words};
+use crate::filter::{chain_name, cut, quoted, told, word_after, words};
 use crate::protocol::Attachment;
 
 const TABLE: &str = "nat";
@@ -308,5 +308,5 @@ pub(super) async fn missing(ways: &[Way<'_>]) -> Result<Option<String>, ProgramE
 /// Why it cannot be used, if it cannot.
 pub(super) async fn unusable() -> Option<String> {
     let looked = async { Iptables::locate(IpVersion::V4)?.first_absent(TABLE, &[]).await }.await;
-    looked.err().map(|error| error.to_string())
+    looked.err().map(|error| told(&error))
 }

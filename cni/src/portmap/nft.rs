@@ -18,7 +18,7 @@ use hostnet::filter::nft::{self, keyword};
 use hostnet::filter::{IpVersion, ProgramError};
 
 use super::config::{Mapping, Way};
-use crate::filter::{NftRule, cut, hash, nft_chain_head};
+use crate::filter::{NftRule, cut, hash, nft_chain_head, told};
 use crate::protocol::Attachment;
 
 const TABLE: &str = "cni_hostport";
@@ -303,6 +303,6 @@ pub(super) async fn unusable(network: &str) -> Option<String> {
             "nft or this kernel refuses the table {}; try `nft add table {0}` and see `modprobe nft_chain_nat`",
             table(IpVersion::V4)
         )),
-        Err(error) => Some(error.to_string()),
+        Err(error) => Some(told(&error)),
     }
 }

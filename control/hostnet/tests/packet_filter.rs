@@ -137,6 +137,43 @@ fn whatever_is_done_to_a_chain_of_iptables_is_put_right() {
 }
 
 #[test]
+fn the_first_rule_that_is_absent_is_named_and_nothing_is_changed() {
+    with(&["iptables"], async || {
+        let iptables = Iptables::locate(IpVersion::V4).unwrap();
+        assert_eq!(iptables.rules("nat", "FLANNEL-POSTRTG").await.unwrap(), None);
+        KeptChain::new(chain()).keep(&iptables).await.unwrap();
+        assert_eq!(iptables.rules("nat", "FLANNEL-POSTRTG").await.unwrap(), Some(chain().rules));
+        let rule = |rule: &str| rule.to_owned();
+        let jump = format!("POSTROUTING {JUMP}");
+        let before = listing();
+        for (rules, absent) in [
+            (vec![jump.clone()], None),
+            (vec![jump.clone(), rule("POSTROUTING -j ACCEPT"), jump.clone()], Some(1)),
+            (vec![rule("NO-SUCH-CHAIN -j ACCEPT")], Some(0)),
+            (vec![], None),
+        ] {
+            assert_eq!(iptables.first_absent("nat", &rules).await.unwrap(), absent, "{rules:?}");
+        }
+        assert_eq!(listing(), before);
+    });
+}
+
+#[test]
+fn a_listing_beside_a_change_shows_what_was_there_before() {
+    with(&["nft"], async || {
+        assert!(nft::is_installed());
+        assert_eq!(nft::handles("inet t").await.unwrap(), None);
+        nft::apply("add table inet t\nadd chain inet t c\n").await.unwrap();
+        let add = "list table inet t\nadd rule inet t c accept comment \"x\"\n";
+        assert!(!nft::apply_and_list(add).await.unwrap().contains("accept"));
+        assert!(nft::apply_and_list(add).await.unwrap().contains("accept comment \"x\" # handle "));
+        assert_eq!(nft::handles("inet t").await.unwrap().unwrap().matches("accept").count(), 2);
+        let error = nft::apply("add rule inet t nowhere accept\n").await.unwrap_err();
+        assert!(error.is_absent(), "{error}");
+    });
+}
+
+#[test]
 fn rules_of_others_stay_where_they_are() {
     with(&["iptables"], async || {
         sh(
