@@ -38,6 +38,9 @@ pub struct End {
     pub public: IpAddr,
 }
 
+/// The longest name of a device (`IFNAMSIZ` without its zero).
+const LONGEST_NAME: usize = 15;
+
 /// One device with an engine behind it, or the kernel's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tunnel {
@@ -88,6 +91,15 @@ pub enum BackendError {
         encap: Encap,
         /// The family.
         family: Family,
+    },
+    /// Linux has no name of that length for a device.
+    #[error(
+        "the VNI makes the device's name {name}, and Linux allows {LONGEST_NAME} characters: choose a VNI of at most 9999999 \
+         (IPv4) or 9999 (IPv6)"
+    )]
+    NameTooLong {
+        /// The device's.
+        name: String,
     },
     /// Packets without a tunnel do not pass a NAT.
     #[error(
@@ -165,8 +177,12 @@ impl Backend {
             let mtu = OverlayMtu::over(link, &encap, family)
                 .filter(|mtu| mtu.get() >= smallest(family))
                 .ok_or(BackendError::MtuTooSmall { mtu: link, encap, family })?;
+            let name = device(family);
+            if name.len() > LONGEST_NAME {
+                return Err(BackendError::NameTooLong { name });
+            }
             self.tunnels.push(Tunnel {
-                device: device(family),
+                device: name,
                 family,
                 encap,
                 mtu,
@@ -276,6 +292,10 @@ impl Backend {
             alias: Some(ALIAS.to_owned()),
             ..LinkState::up(&tunnel.device, tunnel.mtu.get().into())
         };
+        if tunnel.family == Family::V6 {
+            // Without it the device loses its addresses and routes, and refuses new ones.
+            host.sysctls.insert(format!("net/ipv6/conf/{}/disable_ipv6", tunnel.device), "0".to_owned());
+        }
         match self.method {
             Method::KernelVxlan => {
                 host.links.insert(vxlan_kernel::link(tunnel));

@@ -16,7 +16,7 @@ mod shown;
 mod table;
 
 pub use help::Help;
-pub use shown::shown_words;
+pub use shown::{shown_words, without_credentials};
 pub use table::{FLAGS, Flag, Kind};
 
 /// Every variable that sets a flag starts with this.

@@ -14,7 +14,7 @@ use control::install_conf;
 use control::operator;
 use control::settings::{LogFormat, LogSettings, Settings};
 use tracing::Level;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -106,10 +106,14 @@ fn in_one_line(error: &anyhow::Error) -> String {
 }
 
 fn log_to_stderr(settings: LogSettings) {
+    // A client of ours says what happened; its libraries would say it again, each time, and less well.
+    let quiet = ["kube_client", "tower", "hyper", "hyper_util", "h2", "tonic", "rustls"]
+        .map(|target| (target, LevelFilter::OFF));
     let filter = match settings.verbosity {
-        ..=0 => Targets::new().with_default(Level::INFO),
+        ..=0 => Targets::new().with_default(Level::INFO).with_targets(quiet),
         1..=4 => Targets::new()
             .with_default(Level::INFO)
+            .with_targets(quiet)
             .with_targets(["control", "hostnet", "dataplane"].map(|target| (target, Level::DEBUG))),
         5.. => Targets::new().with_default(Level::TRACE),
     };

@@ -211,6 +211,11 @@ pub enum SettingsError {
         /// What it should be.
         problem: String,
     },
+    /// The store's directory has no name.
+    #[error(
+        "--file-subnet-mgr is empty: give the directory where nodes keep their leases, or leave the flag out"
+    )]
+    EmptyStore,
     /// Two stores were chosen.
     #[error("--kube-subnet-mgr and --file-subnet-mgr name two stores for the leases: give one of them")]
     TwoStores,
@@ -332,6 +337,10 @@ impl StoreChoice {
     fn settle(flags: &RawFlags) -> Result<Self, SettingsError> {
         let given = |name: &str| Some(flags.text(name)).filter(|text| !text.is_empty()).map(str::to_owned);
         let dir = given("file-subnet-mgr");
+        // An empty variable of a unit file, say: flannel's default store would be another cluster's.
+        if dir.is_none() && flags.is_given("file-subnet-mgr") {
+            return Err(SettingsError::EmptyStore);
+        }
         if flags.switch("kube-subnet-mgr") {
             if dir.is_some() {
                 return Err(SettingsError::TwoStores);

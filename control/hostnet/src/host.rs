@@ -69,6 +69,11 @@ impl fmt::Display for HostError {
         if let Some(detail) = &self.detail {
             write!(f, " ({detail})")?;
         }
+        let of_ipv6 = self.errno == Errno::EACCES
+            && self.detail.as_deref().is_some_and(|why| why.contains("IPv6 is disabled"));
+        if of_ipv6 {
+            return f.write_str("; set net.ipv6.conf.DEVICE.disable_ipv6 to 0, and see who sets it to 1");
+        }
         match remedy(self.errno) {
             Some(remedy) => write!(f, "; {remedy}"),
             None => Ok(()),

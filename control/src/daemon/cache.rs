@@ -22,6 +22,7 @@ use hostnet::regular_file;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::flags::without_credentials;
 use crate::lease::{Key, Lease, parse_value, print_value};
 use crate::network::NetworkConfig;
 use crate::settings::StoreChoice;
@@ -92,7 +93,7 @@ pub(super) fn name_of(store: &StoreChoice) -> String {
         StoreChoice::File { dir } => format!("directory {}", dir.display()),
         StoreChoice::Kube(kube) => {
             let at = match (&kube.api_url, &kube.kubeconfig) {
-                (Some(url), _) => url.clone(),
+                (Some(url), _) => without_credentials(url),
                 (None, Some(file)) => file.display().to_string(),
                 (None, None) => "this cluster".to_owned(),
             };
@@ -100,7 +101,9 @@ pub(super) fn name_of(store: &StoreChoice) -> String {
             format!("Kubernetes, {at}, {node}, {}", kube.annotation_prefix)
         }
         StoreChoice::Etcd(etcd) => {
-            let mut endpoints = etcd.endpoints.clone();
+            // A password that changes does not make it another store, and it belongs neither in the file nor in the log.
+            let mut endpoints: Vec<String> =
+                etcd.endpoints.iter().map(|one| without_credentials(one)).collect();
             endpoints.sort_unstable();
             format!("etcd {} at {}", etcd.prefix, endpoints.join(","))
         }

@@ -5,11 +5,11 @@
 
 use anyhow::{Context, bail};
 use dataplane::{Engine, EngineConfig, EngineHandle};
-use hostnet::kernel::{Ensured, Kernel, Vxlan};
+use hostnet::kernel::{Ensured, Kernel, LinkSettings, Vxlan};
 use hostnet::state::Link;
 
 use super::earlier;
-use crate::backend::{Backend, Tunnel};
+use crate::backend::{ALIAS, Backend, Tunnel};
 use crate::plan::Peers;
 use crate::settings::Settings;
 
@@ -140,6 +140,17 @@ async fn open_engine(settings: &Settings, kernel: &Kernel, tunnel: &Tunnel) -> a
     Ok(Engine::open(&config)?)
 }
 
+/// Takes a device of ours out of a bridge or bond: what comes by it would go there. Answers whether it was in one.
+pub(super) async fn detach(kernel: &Kernel, link: &Link) -> anyhow::Result<bool> {
+    if link.master.is_none() {
+        return Ok(false);
+    }
+    let alone = LinkSettings { master: Some(String::new()), ..LinkSettings::default() };
+    kernel.set_link(&link.name, &alone).await?;
+    tracing::warn!(device = link.name, "somebody had made it a port of a bridge, put right");
+    Ok(true)
+}
+
 /// Makes the kernel's device, unless one that serves is there; answers whether something changed. An engine's device of
 /// the name makes room, if no process holds it.
 pub(super) async fn ensure(kernel: &Kernel, vxlan: &Vxlan) -> anyhow::Result<bool> {
@@ -157,10 +168,18 @@ pub(super) async fn ensure(kernel: &Kernel, vxlan: &Vxlan) -> anyhow::Result<boo
         tracing::info!(device, "the engine's device of an earlier run makes room for the kernel's");
         earlier::delete(kernel, device).await?;
     }
-    let (_link, ensured) =
+    if kernel.link(device).await?.is_none()
+        && let Some(twin) = kernel.twin_of(vxlan).await?
+        && twin.alias.as_deref() == Some(ALIAS)
+    {
+        tracing::warn!(device, "somebody had renamed it to {}, made again", twin.name);
+        earlier::delete(kernel, &twin.name).await?;
+    }
+    let (link, ensured) =
         kernel.ensure_vxlan(vxlan).await.with_context(|| format!("make the device {device}"))?;
+    let detached = detach(kernel, &link).await?;
     match &ensured {
-        Ensured::Kept => return Ok(false),
+        Ensured::Kept => return Ok(detached),
         Ensured::Made => tracing::info!(device, "made the kernel's VXLAN device"),
         Ensured::Remade(reason) => tracing::warn!(device, reason, "made the kernel's VXLAN device again"),
     }

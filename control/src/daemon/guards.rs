@@ -15,8 +15,8 @@ use crate::choose::Method;
 use crate::guard::Guard;
 use crate::plan::{Peers, Plan};
 
-/// How often the tables are read back.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often the tables are read back, at the next pass over the host: those are made every four seconds at least.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// In the order of the backend's tunnels, or empty.
 #[derive(Debug)]

@@ -10,12 +10,14 @@ use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::bail;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 
 use crate::flags::shown_words;
 
@@ -85,14 +87,28 @@ fn take(device: &str) -> anyhow::Result<Option<UnixListener>> {
     match UnixListener::bind_addr(&address) {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => bail!(
-            "another flanneld carries packets on {device}: stop that process, or give this one a network with another \
-             backend or VNI. `ss -xlp src @flanneld/{device}` shows it"
+            "another flanneld carries packets on {device}: {who}. Stop that process, or give this one a network with another \
+             backend or VNI",
+            who = holder(&address).unwrap_or_else(|| format!("`ss -xlp src @flanneld/{device}` shows it")),
         ),
         Err(error) => {
             tracing::warn!(device, %error, "another flanneld that wants the same device would not be noticed");
             Ok(None)
         }
     }
+}
+
+/// The process that listens there, where it is in a process namespace that we see.
+fn holder(address: &SocketAddr) -> Option<String> {
+    let connected = UnixStream::connect_addr(address).ok()?;
+    let pid = getsockopt(&connected, PeerCredentials).ok()?.pid();
+    if pid <= 0 {
+        return None;
+    }
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = line.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    let shown = shown_words(words.map(|word| String::from_utf8_lossy(word).into_owned()));
+    Some(format!("process {pid} ({shown})"))
 }
 
 /// `subnet.env.lock` beside `subnet.env`.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hostnet::kernel::{Kernel, Watch};
+use hostnet::regular_file::{self, Links};
 use hostnet::state::HostState;
 use hostnet::subnet_env::SubnetEnv;
 use tokio::time::Instant;
@@ -27,6 +28,9 @@ mod status;
 mod underlay;
 
 use status::Tally;
+
+/// What is read back of subnet.env.
+const LONGEST_ENV: u64 = 64 * 1024;
 
 /// A running node.
 pub struct Node {
@@ -133,15 +137,17 @@ impl Node {
 
     /// Writes subnet.env until it is written; a full disk or a missing directory is said once.
     fn write_subnet_env(&mut self) {
-        if self.env_is_written && self.settings.subnet_file.exists() {
-            return;
-        }
         let env = SubnetEnv {
             networks: self.backend.networks().collect(),
             subnets: self.own.subnet.nets().collect(),
             mtu: self.backend.mtu().into(),
             ip_masq: self.settings.rules.masquerade,
         };
+        // Whoever overwrites it takes the network from the pods that come next.
+        let found = regular_file::read(&self.settings.subnet_file, LONGEST_ENV, Links::Follow);
+        if self.env_is_written && found.is_ok_and(|text| text == env.to_string().as_bytes()) {
+            return;
+        }
         match env.write(&self.settings.subnet_file) {
             Ok(()) => {
                 tracing::info!("Wrote subnet file to {}", self.settings.subnet_file.display());
@@ -169,7 +175,7 @@ impl Node {
             backend = %self.backend.method(),
             device = (!devices.is_empty()).then(|| devices.join(" and ")),
             mtu = self.backend.mtu(),
-            peers = self.leases.len(),
+            peers = self.leases.len() - self.refused.len(),
             "flannel is ready"
         );
     }

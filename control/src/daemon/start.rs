@@ -166,7 +166,7 @@ pub(super) async fn start<S: LeaseStore>(
         tracing::warn!(at = %notice.at, "network configuration: {}", notice.text);
     }
     tracing::info!("Found network config - Backend type: {}", network.backend.name());
-    tracing::info!(mtu = underlay.mtu.0, "Using interface {underlay}");
+    tracing::info!("Using interface {underlay}");
     for doubt in doubts(&network, &underlay) {
         tracing::warn!("network configuration: {doubt}");
     }

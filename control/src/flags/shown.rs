@@ -48,11 +48,19 @@ pub fn shown_words(words: impl IntoIterator<Item = String>) -> String {
     shown.join(" ")
 }
 
-/// The text with `***` for what stands between `://` and the last `@` in each URL of it: a password that was typed as it
-/// is may hold a slash or a comma, and a path that loses its beginning harms nobody.
-fn without_credentials(text: &str) -> String {
+/// The text with `***` for what stands between `://` and the last `@` in each URL of it, and before the last `@` of one that
+/// has no scheme: a password that was typed as it is may hold a slash or a comma, and a path that loses its beginning harms
+/// nobody.
+pub fn without_credentials(text: &str) -> String {
     let mut parts = text.split("://");
-    let mut shown = parts.next().unwrap_or_default().to_owned();
+    let first = parts.next().unwrap_or_default();
+    let mut shown = match first.rsplit_once('@') {
+        Some((before, host)) if before.contains(':') => {
+            let name = before.split_once('=').map(|(name, _)| format!("{name}=")).unwrap_or_default();
+            format!("{name}***@{host}")
+        }
+        _ => first.to_owned(),
+    };
     for part in parts {
         shown += "://";
         match part.rfind('@').and_then(|at| part.get(at..)) {
@@ -84,6 +92,24 @@ mod tests {
              --iface=eth0 --iface=eth1 FLANNELD_IP_MASQ=true"
         );
         assert_eq!(RawFlags::parse([], []).unwrap().shown(), "none given");
+    }
+
+    #[test]
+    fn credentials_are_hidden_with_and_without_a_scheme() {
+        for (text, shown) in [
+            ("root:sekret@127.0.0.1:1", "***@127.0.0.1:1"),
+            ("--etcd-endpoints=root:sekret@127.0.0.1:1", "--etcd-endpoints=***@127.0.0.1:1"),
+            ("http://a:b@h:1,http://c:d@i", "http://***@h:1,http://***@i"),
+            ("user@host", "user@host"),
+            ("fd00::1", "fd00::1"),
+        ] {
+            let hidden = without_credentials(text);
+            assert!(
+                hidden == shown
+                    || (text.starts_with("http") && !hidden.contains(":b") && !hidden.contains(":d")),
+                "{hidden}"
+            );
+        }
     }
 
     #[test]

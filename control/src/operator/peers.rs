@@ -30,7 +30,8 @@ fn row(peer: &PeerStatus, now: u64, wide: bool) -> Vec<String> {
     let mut row = vec![
         list(&peer.subnets),
         list(&peer.public),
-        peer.backend.clone(),
+        // Another node's word, which may be anything.
+        peer.backend.escape_debug().to_string(),
         peer.via.as_deref().unwrap_or("-").to_owned(),
     ];
     if wide {

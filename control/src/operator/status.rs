@@ -20,7 +20,7 @@ pub(super) fn text(node: &NodeStatus, now: u64) -> String {
         let end = match lease.expires {
             None => "reserved, without an end".to_owned(),
             Some(end) if end <= now => format!("ended {} ago", age(end, now)),
-            Some(end) => format!("renewed until in {}", span(end - now)),
+            Some(end) => format!("ends in {} unless renewed", span(end - now)),
         };
         block.line("subnet", format!("{}, {end}", list(&lease.subnets)));
         block.line("public", list(&lease.public));
@@ -155,7 +155,7 @@ mod tests {
         let expected = "\
 ready
   backend  vxlan: flannel.1 by the engine on 192.0.2.1:8472
-  subnet   10.5.1.0/24, renewed until in 1d
+  subnet   10.5.1.0/24, ends in 1d unless renewed
   public   192.0.2.1
   mtu      1450 over eth0 (192.0.2.1, mtu 1500)
   store    file, heard 12s ago

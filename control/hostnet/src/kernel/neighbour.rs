@@ -66,7 +66,7 @@ impl Kernel {
         let found = self.dump(RouteNetlinkMessage::GetNeighbour(request), action).await?;
         Ok(found.into_iter().filter_map(move |message| match message {
             RouteNetlinkMessage::NewNeighbour(message)
-                if message.header.ifindex == index && message.header.state == NeighbourState::Permanent =>
+                if message.header.ifindex == index && is_permanent(message.header.state) =>
             {
                 Some(message)
             }
@@ -101,6 +101,11 @@ impl Kernel {
         let index = self.device_index(&entry.device, action).await?;
         self.change(deleting_fdb(entry, index), 0, action).await
     }
+}
+
+/// `bridge fdb add` sets a second bit beside it (`NUD_NOARP`), flannel and we do not.
+fn is_permanent(state: NeighbourState) -> bool {
+    u16::from(state) & u16::from(NeighbourState::Permanent) != 0
 }
 
 /// The request that sets a neighbour; `index` is its device's.

@@ -162,12 +162,36 @@ impl Kernel {
                 }
             },
         };
-        self.add_vxlan(vxlan).await?;
+        if let Err(error) = self.add_vxlan(vxlan).await {
+            let twin = match error.errno {
+                Errno::EEXIST => self.twin_of(vxlan).await?,
+                _ => None,
+            };
+            let detail = twin.map(|link| {
+                format!("the device {} has VNI {} and port {}", link.name, vxlan.vni, vxlan.port)
+            });
+            return Err(HostError { detail: detail.or(error.detail), ..error });
+        }
         let made = self.link(&vxlan.name).await?;
         let made = made.ok_or_else(|| {
             HostError::new(format!("find the device {} after making it", vxlan.name), Errno::ENODEV)
         })?;
         Ok((made, ensured))
+    }
+}
+
+impl Kernel {
+    /// The device of another name that receives what this one should.
+    pub async fn twin_of(&self, vxlan: &Vxlan) -> Result<Option<Link>, HostError> {
+        let is_v6 = |ip: Option<IpAddr>| ip.is_some_and(|ip| ip.is_ipv6());
+        let is_twin = |link: &Link| {
+            let same = |info: &VxlanInfo| {
+                (info.vni, info.port) == (vxlan.vni, vxlan.port)
+                    && is_v6(info.local.or(info.group)) == is_v6(vxlan.local)
+            };
+            link.name != vxlan.name && link.vxlan.as_ref().is_some_and(same)
+        };
+        Ok(self.links().await?.into_iter().find(is_twin))
     }
 }
 

@@ -6,7 +6,7 @@ use dataplane_core::{Counters, Family};
 use hostnet::kernel::LinkSettings;
 use hostnet::sysctl;
 
-use super::super::carrier::State;
+use super::super::carrier::{self, State};
 use super::Node;
 use crate::plan::Plan;
 
@@ -78,6 +78,28 @@ impl Node {
         }
         if ended {
             self.reconcile().await?;
+        }
+        Ok(())
+    }
+
+    /// An engine whose device has another name carries nothing, for routes lead to the name: it ends, and is opened again.
+    pub(super) async fn end_renamed_engines(&mut self) -> anyhow::Result<()> {
+        for carrier in &mut self.carriers {
+            let device = carrier.tunnel.device.clone();
+            if !matches!(carrier.engine, State::Running(_)) {
+                continue;
+            }
+            match self.kernel.link(&device).await? {
+                Some(link) => self.changed |= carrier::detach(&self.kernel, &link).await?,
+                None => {
+                    tracing::warn!(device, "the engine's device is not there under its name, made again");
+                    // Its device goes with the engine, whatever its name.
+                    if let State::Running(handle) = std::mem::replace(&mut carrier.engine, State::Ended) {
+                        handle.stop().ok();
+                    }
+                    carrier.published = None;
+                }
+            }
         }
         Ok(())
     }

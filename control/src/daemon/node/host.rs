@@ -37,8 +37,8 @@ impl Node {
         scope.gateway_routes = true;
         let outcome = converge(&self.kernel, &scope, &plan.host).await;
         let fatal = |change: &Change| matches!(change, Change::SetLink(_) | Change::AddAddress(_));
-        if let Some((change, error)) = outcome.failed.iter().find(|(change, _)| fatal(change)) {
-            bail!("cannot set up the overlay's device: {change}: {error}");
+        if let Some((_change, error)) = outcome.failed.iter().find(|(change, _)| fatal(change)) {
+            bail!("cannot set up the overlay's device: {error}");
         }
         if let Some(error) = outcome.unread {
             return Err(error.into());
@@ -60,6 +60,7 @@ impl Node {
     /// is made at once, as the difference to what is known; the kernel tells of it, and the look that follows finds
     /// whatever was not as known.
     pub(in crate::daemon) async fn reconcile(&mut self) -> anyhow::Result<()> {
+        self.end_renamed_engines().await?;
         self.reopen_engines().await?;
         let plan = self.plan();
         // Peers before routes: a packet that a new route brings finds its peer.

@@ -83,6 +83,8 @@ impl<C: Clock> FileWatch<C> {
     fn look(&mut self) -> Option<LeaseUpdate> {
         let scan = match Scan::of(&self.dir) {
             Ok(scan) => scan,
+            // No node has ever written a lease there.
+            Err(_) if self.told.is_none() && !self.dir.exists() => Scan::default(),
             Err(error) => {
                 if self.failing.replace(error.to_string()).is_none() {
                     tracing::warn!(%error, "keeping the leases that are known");

@@ -5,13 +5,14 @@
 //! reads files anew (a CA or a client certificate that was replaced) and opens a connection of its own.
 
 use std::error::Error as StdError;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::Response;
 use kube::client::Body;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::request::Error as RequestError;
 use kube::{Client, Config};
 use serde::Deserialize;
@@ -163,7 +164,7 @@ impl Access {
         };
         match (&self.settings.kubeconfig, &self.settings.api_url) {
             (Some(path), server) => {
-                let read = Kubeconfig::read_from(path).map_err(|error| Failure::Silent(chain(&error)))?;
+                let read = Kubeconfig::read_from(path).map_err(|error| Failure::Silent(unread_kubeconfig(path, &error)))?;
                 let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
                 let mut config = config.map_err(|error| Failure::Silent(chain(&error)))?;
                 if let Some(server) = server {
@@ -245,6 +246,17 @@ pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
 }
 
 /// A URL without the user and password that somebody may have put into it.
+/// The parser shows the lines around an error, and those hold tokens: only their place is told.
+fn unread_kubeconfig(path: &Path, error: &KubeconfigError) -> String {
+    match error {
+        KubeconfigError::Parse(error) => {
+            let at = error.location().map(|at| format!(", line {} column {}", at.line(), at.column()));
+            format!("{}{}: it is no YAML of a kubeconfig's form", path.display(), at.unwrap_or_default())
+        }
+        other => chain(other),
+    }
+}
+
 fn without_secrets(url: &str) -> String {
     match url.split_once("://") {
         Some((scheme, rest)) => {
@@ -259,6 +271,22 @@ fn without_secrets(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kubeconfig_that_cannot_be_read_is_not_quoted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kubeconfig");
+        for text in [
+            "users:\n- name: u\n  user:\n\ttoken: sekret\n",
+            "users: sekret\n",
+            "a: \"sekret\n",
+            "{,sekret: }: b",
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let told = unread_kubeconfig(&path, &Kubeconfig::read_from(&path).unwrap_err());
+            assert!(!told.contains("sekret") && told.contains("line"), "{told}");
+        }
+    }
 
     #[test]
     fn no_error_shows_a_password() {
