@@ -41,6 +41,11 @@ pub struct End {
 /// The longest name of a device (`IFNAMSIZ` without its zero).
 const LONGEST_NAME: usize = 15;
 
+/// The setting that takes IPv6 off a device.
+fn disable_ipv6(tunnel: &Tunnel) -> String {
+    format!("net/ipv6/conf/{}/disable_ipv6", tunnel.device)
+}
+
 /// One device with an engine behind it, or the kernel's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tunnel {
@@ -294,7 +299,7 @@ impl Backend {
         };
         if tunnel.family == Family::V6 {
             // Without it the device loses its addresses and routes, and refuses new ones.
-            host.sysctls.insert(format!("net/ipv6/conf/{}/disable_ipv6", tunnel.device), "0".to_owned());
+            host.sysctls.insert(disable_ipv6(tunnel), "0".to_owned());
         }
         match self.method {
             Method::KernelVxlan => {
@@ -353,7 +358,8 @@ impl Backend {
     /// The kernel settings that are this backend's.
     pub(crate) fn sysctls(&self) -> impl Iterator<Item = String> {
         let kernels = if self.method == Method::KernelVxlan { &self.tunnels[..] } else { &[] };
-        kernels.iter().map(vxlan_kernel::accept_ra)
+        let v6 = self.tunnels.iter().filter(|tunnel| tunnel.family == Family::V6);
+        kernels.iter().map(vxlan_kernel::accept_ra).chain(v6.map(disable_ipv6))
     }
 }
 

@@ -79,8 +79,11 @@ pub fn state(namespace: &NetNs) -> anyhow::Result<Vec<String>> {
             }
         }
         for link in links.iter().filter(|link| link.vxlan.is_some()) {
-            all.extend(kernel.neighbours(&link.name).await?.iter().map(|entry| format!("neigh {entry}")));
-            all.extend(kernel.fdb(&link.name).await?.iter().map(|entry| format!("fdb {entry}")));
+            // A device that went since the list was made has none.
+            let neighbours = kernel.neighbours(&link.name).await.unwrap_or_default();
+            all.extend(neighbours.iter().map(|entry| format!("neigh {entry}")));
+            let fdb = kernel.fdb(&link.name).await.unwrap_or_default();
+            all.extend(fdb.iter().map(|entry| format!("fdb {entry}")));
         }
         all.sort();
         Ok(all)

@@ -18,6 +18,8 @@ use promises::cluster::{Inner, Ours, net_conf};
 use promises::daemon::Daemon;
 use promises::host::{self, ENGINE, KERNEL, end, kind, needs_kernel_vxlan, until};
 use promises::lease_dir::{GHOST, publish, write_config};
+use promises::rules::sh;
+
 use promises::{harness, netlink};
 
 fn main() -> ExitCode {
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         "promise-drift",
         lab::cases![
             whatever_is_changed_by_hand_comes_back,
+            an_engines_device_that_is_renamed_is_made_again,
             host_gw_routes_come_back_and_a_peer_off_the_link_costs_nobody_else,
             a_node_that_left_while_the_daemon_was_down_leaves_nothing,
             what_flannel_left_goes_and_what_others_made_stays,
@@ -192,6 +195,34 @@ fn whatever_is_changed_by_hand_comes_back(scene: &Scene) -> anyhow::Result<()> {
             "router advertisements are let in",
             Box::new(|| Ok(node.run("sysctl", || sysctl::set(accept_ra, "1"))??)),
         ),
+        (
+            "IPv6 is switched off on a device",
+            Box::new(|| {
+                Ok(node.run("sysctl", || sysctl::set("net/ipv6/conf/flannel-v6.1/disable_ipv6", "1"))??)
+            }),
+        ),
+        ("a device is renamed", Box::new(|| sh(node, &renamed("flannel.1")).map(drop))),
+        (
+            "a device is made a port of a bridge",
+            Box::new(|| {
+                sh(node, "ip link add br9 type bridge; ip link set flannel.1 master br9")?;
+                until("it is alone again", || Ok(sh(node, "ip -o link show master br9")?.is_empty()))?;
+                sh(node, "ip link del br9").map(drop)
+            }),
+        ),
+        (
+            "somebody adds a forwarding entry",
+            Box::new(|| sh(node, "bridge fdb add 02:00:00:00:77:00 dev flannel.1 dst 192.0.2.66").map(drop)),
+        ),
+        (
+            "subnet.env is overwritten",
+            Box::new(|| {
+                let file = ours.daemons[0].subnet_file();
+                let text = fs::read_to_string(file)?;
+                fs::write(file, "FLANNEL_NETW")?;
+                until("subnet.env is right again", || Ok(fs::read_to_string(file)? == text))
+            }),
+        ),
     ];
     for (name, harm) in harms {
         harm().with_context(|| name.to_owned())?;
@@ -200,6 +231,23 @@ fn whatever_is_changed_by_hand_comes_back(scene: &Scene) -> anyhow::Result<()> {
         })?;
         ours.all_reach_each_other().with_context(|| name.to_owned())?;
     }
+    ours.daemons.into_iter().try_for_each(end)
+}
+
+/// The shell line that gives a device another name.
+fn renamed(device: &str) -> String {
+    format!("ip link set {device} down; ip link set {device} name foo; ip link set foo up")
+}
+
+fn an_engines_device_that_is_renamed_is_made_again(scene: &Scene) -> anyhow::Result<()> {
+    let ours = Ours::start(&Plan::nodes(2), scene.dir(), &net_conf("udp", Inner::V4))?;
+    ours.all_reach_each_other()?;
+    let node = ours.cluster.nodes()[0].namespace();
+    let good = host::state(node)?;
+    sh(node, &renamed("flannel0"))?;
+    until("the device and its routes come back", || Ok(host::state(node)? == good))?;
+    ensure!(sh(node, "ip -o link")?.matches("foo").count() == 0, "the renamed device is left");
+    ours.all_reach_each_other()?;
     ours.daemons.into_iter().try_for_each(end)
 }
 
