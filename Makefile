@@ -5,7 +5,7 @@
 IMAGE ?= flannel-rs:v0.1.0
 
 demo: tools   ## three nodes on this machine, and a race between the ways to carry packets
-	cargo run --release --quiet -p control --bin flanneld -- demo
+	cargo build --release --quiet -p control -p cni --bins && target/release/flanneld demo
 
 test: tools   ## unit, property, corpus replay, namespaces; what cannot run says so
 	.ci/test

@@ -1,3 +1,5 @@
+//! What is said of a plugin that cannot be found.
+
 use super::*;
 
 fn missing(kind: &str) -> CniError {

@@ -1,3 +1,5 @@
+//! Names, quoting, and rules that are read back.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! The bodies of the fuzz targets on stable Rust.
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

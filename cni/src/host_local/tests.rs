@@ -1,3 +1,5 @@
+//! Results, requested addresses and a model: whatever is asked in whatever order, no address twice and none lost.
+
 use std::collections::BTreeMap;
 use std::fs;
 

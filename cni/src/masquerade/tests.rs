@@ -1,3 +1,5 @@
+//! Golden rules: those of the reference plugins.
+
 use hostnet::filter::IpVersion;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The program around a plugin.
+
 use super::*;
 
 /// Succeeds, and has nothing to say.

@@ -1,3 +1,5 @@
+//! CHECK, GC and names of `portmap` without a packet filter.
+
 use serde_json::{Value, json};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Where the addresses of `static` come from, and which come first.
+
 use serde_json::{Value, json};
 
 use super::*;

@@ -187,6 +187,11 @@ impl Daemons {
         Ok(())
     }
 
+    /// Where each daemon writes its `subnet.env`, in the order of the nodes.
+    pub fn subnet_files(&self) -> impl Iterator<Item = &Path> {
+        self.running.iter().map(|daemon| daemon.subnet_file.as_path())
+    }
+
     /// Nodes whose daemon has not written its `subnet.env` yet.
     pub fn without_subnet(&self) -> Vec<String> {
         let waiting = self.running.iter().filter(|daemon| !daemon.subnet_file.exists());

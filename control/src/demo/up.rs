@@ -1,16 +1,18 @@
 //! The demo's cluster: made, waited for, looked at.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use hostnet::kernel::Kernel;
 use ipnet::IpNet;
 use lab::cluster::{Cell, Node};
+use lab::cni::Runtime;
 use lab::daemons::{Daemons, Flanneld};
 use lab::{Cluster, Plan, PodNetwork, Underlay};
 use serde::Serialize;
+use serde_json::json;
 
 use super::arguments::Asked;
 use super::progress::Progress;
@@ -31,6 +33,26 @@ pub(super) struct Up {
     daemons: Daemons,
     cluster: Cluster,
     networks: Vec<PodNetwork>,
+}
+
+/// Where our CNI plugins are: beside this program, if they were built.
+fn plugins() -> Option<PathBuf> {
+    let place = std::env::current_exe().ok()?.parent()?.to_owned();
+    let all = ["flannel", "bridge", "host-local"];
+    all.iter().all(|name| place.join(name).is_file()).then_some(place)
+}
+
+/// What a kubelet has as `10-flannel.conflist`, with files of the demo's own beside the node's `subnet.env`. Nothing leaves
+/// the demo, so that there is nothing to masquerade.
+fn runtime(plugins: &Path, subnet_file: &Path) -> Runtime {
+    let config = json!({
+        "cniVersion": "1.1.0", "name": "cbr0", "type": "flannel",
+        "subnetFile": subnet_file,
+        "dataDir": subnet_file.with_file_name("cni"),
+        "ipam": {"dataDir": subnet_file.with_file_name("addresses")},
+        "delegate": {"hairpinMode": true, "isDefaultGateway": true, "ipMasq": false},
+    });
+    Runtime::new(&[plugins], config)
 }
 
 /// A node as its daemon set it up.
@@ -68,9 +90,19 @@ impl Up {
         let networks = daemons.networks(PATIENCE, |missing| {
             progress.say(format!("waiting for subnet.env of {}", missing.join(", ")));
         })?;
-        progress.say(format!("making {count} pods from the subnet.env of their nodes"));
-        for (node, network) in cluster.nodes_mut().iter_mut().zip(&networks) {
-            node.add_pod(network)?;
+        match plugins() {
+            Some(place) => {
+                progress.say(format!("making {count} pods by the CNI plugins in {}", place.display()));
+                for (node, file) in cluster.nodes_mut().iter_mut().zip(daemons.subnet_files()) {
+                    node.add_pod_by(&runtime(&place, file))?;
+                }
+            }
+            None => {
+                progress.say(format!("making {count} pods from the subnet.env of their nodes (no CNI plugins beside this program)"));
+                for (node, network) in cluster.nodes_mut().iter_mut().zip(&networks) {
+                    node.add_pod(network)?;
+                }
+            }
         }
         let mut up = Self { daemons, cluster, networks };
         up.wait_for_all_pods(progress)?;

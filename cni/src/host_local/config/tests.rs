@@ -1,3 +1,5 @@
+//! Configurations as the reference plugin reads them.
+
 use serde_json::{Value, json};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The lock is waited for, and whoever holds it too long is named.
+
 use std::process;
 
 use super::*;

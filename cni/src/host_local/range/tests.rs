@@ -1,3 +1,5 @@
+//! Ranges: what they allow, and in which order addresses are tried.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Reservations as files: whole or not there, found by owner, freed once.
+
 use std::os::unix::fs::{MetadataExt, symlink};
 
 use tempfile::TempDir;

@@ -1,3 +1,5 @@
+//! Port mappings that make sense, and those that do not.
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

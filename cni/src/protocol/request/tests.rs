@@ -1,3 +1,5 @@
+//! What a runtime asks, and the numbers of what is wrong with it.
+
 use super::*;
 
 fn read(variables: &[(&str, &str)], stdin: &str) -> Result<Request, CniError> {

@@ -1,3 +1,5 @@
+//! Results in the form of each version.
+
 use super::*;
 use crate::protocol::pretty;
 

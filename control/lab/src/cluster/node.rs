@@ -10,10 +10,12 @@ use hostnet::state::Route;
 use hostnet::subnet_env::SubnetEnv;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::netlink::{in_namespace, settle};
 use super::process::Process;
 use super::resident::Resident;
+use crate::cni::{Container, Runtime};
 use crate::traffic::Path;
 
 use super::{GATEWAY_V4, GATEWAY_V6, LinkModel, Plan, await_links, letter, offloads, underlay_addresses};
@@ -194,10 +196,37 @@ impl Node {
     /// When the subnet has no address left or the kernel refuses a step.
     pub fn add_pod(&mut self, network: &PodNetwork) -> anyhow::Result<&Pod> {
         let number = self.pods.len() + 1;
-        let suffix = if number == 1 { String::new() } else { number.to_string() };
-        let name = format!("pod-{}{suffix}", self.letter);
+        let name = self.next_pod();
         let pod = self.make_pod(name.clone(), number, network).with_context(|| format!("make {name}"))?;
         Ok(self.pods.push_mut(pod))
+    }
+
+    /// Adds a pod by CNI plugins: `runtime` connects it. Its names are those of [`Node::add_pod`].
+    ///
+    /// # Errors
+    ///
+    /// What the plugins say, and when their result has no address.
+    pub fn add_pod_by(&mut self, runtime: &Runtime) -> anyhow::Result<&Pod> {
+        let name = self.next_pod();
+        let namespace = NetNs::new()?;
+        settle(&namespace, &[])?;
+        settle(self.namespace(), &[])?;
+        let container = Container { id: name.clone(), namespace: Some(namespace.clone()) };
+        let result = self.namespace().run("lab-cni", || runtime.add(&container))??;
+        let ips = result.get("ips").and_then(Value::as_array).into_iter().flatten();
+        let nets: anyhow::Result<Vec<IpNet>> = ips
+            .map(|ip| Ok(ip.get("address").and_then(Value::as_str).context("an address")?.parse()?))
+            .collect();
+        let nets = nets.with_context(|| format!("read {result}"))?;
+        let pod = Pod { resident: Resident::start(namespace, &name)?, name, nets };
+        Ok(self.pods.push_mut(pod))
+    }
+
+    fn next_pod(&self) -> String {
+        match self.pods.len() {
+            0 => format!("pod-{}", self.letter),
+            others => format!("pod-{}{}", self.letter, others + 1),
+        }
     }
 
     fn make_pod(&self, name: String, number: usize, network: &PodNetwork) -> anyhow::Result<Pod> {
