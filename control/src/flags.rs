@@ -65,12 +65,12 @@ pub struct RawFlags {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FlagError {
     /// No flag has this name. The process ends with status 2.
-    #[error("unknown flag {typed}; the nearest is --{nearest}. `flanneld --help` lists them all")]
+    #[error("unknown flag {typed}{}. `flanneld --help` lists them all", hint(*nearest))]
     Unknown {
         /// The flag with the dashes the user typed.
         typed: String,
-        /// The closest name by edit distance.
-        nearest: &'static str,
+        /// The closest name by edit distance, if one is close.
+        nearest: Option<&'static str>,
     },
     /// A flag that takes a value stood at the end of the line.
     #[error("--{name} needs a value: --{name}={example}")]
@@ -190,7 +190,8 @@ impl RawFlags {
             let dashes = word.len() - body.len();
             let Some(flag) = find(name) else {
                 let typed = word.get(..dashes + name.len()).unwrap_or(name).to_owned();
-                return Err(FlagError::Unknown { typed, nearest: nearest(name) });
+                let nearest = Some(nearest(name)).filter(|nearest| likeness(name, nearest) >= ALIKE);
+                return Err(FlagError::Unknown { typed, nearest });
             };
             let text = match (flag.kind, inline) {
                 (_, Some(text)) => text,
@@ -281,6 +282,13 @@ fn variable_part(name: &str) -> String {
 
 fn find(name: &str) -> Option<&'static Flag> {
     FLAGS.iter().find(|flag| flag.name == name)
+}
+
+/// Below this a suggestion is worse than none.
+const ALIKE: f64 = 0.5;
+
+fn hint(nearest: Option<&str>) -> String {
+    nearest.map(|name| format!("; the nearest is --{name}")).unwrap_or_default()
 }
 
 /// Swapped letters are one slip; what is added to a short name counts more than what is missing from a long one.
@@ -447,6 +455,12 @@ mod tests {
             error.to_string(),
             "unknown flag -ifaec; the nearest is --iface. `flanneld --help` lists them all"
         );
+    }
+
+    #[test]
+    fn what_is_like_no_flag_gets_no_suggestion() {
+        let error = parse(&["--alsologtostderr"]).unwrap_err();
+        assert_eq!(error.to_string(), "unknown flag --alsologtostderr. `flanneld --help` lists them all");
     }
 
     #[test]

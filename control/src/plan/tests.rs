@@ -198,7 +198,11 @@ fn the_kernels_vxlan_has_flannels_device_and_three_objects_a_peer() {
             CLOSED[1],
         ]
     );
-    let off = [("net/ipv6/conf/flannel-v6.1/accept_ra", "0"), ("net/ipv6/conf/flannel.1/accept_ra", "0")];
+    let off = [
+        ("net/ipv6/conf/flannel-v6.1/accept_ra", "0"),
+        ("net/ipv6/conf/flannel-v6.1/disable_ipv6", "0"),
+        ("net/ipv6/conf/flannel.1/accept_ra", "0"),
+    ];
     assert!(plan.host.sysctls.iter().map(|(name, value)| (name.as_str(), value.as_str())).eq(off));
     let [v4, v6] = plan.devices.as_slice() else { panic!("a device a family") };
     let flannels = Vxlan {
