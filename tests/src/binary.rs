@@ -1,4 +1,4 @@
-//! The program under test: `flanneld`, built from the sources that the tests are built from.
+//! The programs under test: `flanneld` and the CNI plugins, built from the sources that the tests are built from.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,19 +13,33 @@ use anyhow::{Context, ensure};
 pub fn flanneld() -> anyhow::Result<PathBuf> {
     let path = match std::env::var_os("FLANNELD") {
         Some(path) => PathBuf::from(path),
-        // target/debug/deps/TEST-HASH
-        None => std::env::current_exe()?
-            .parent()
-            .and_then(std::path::Path::parent)
-            .context("tests run from a target directory")?
-            .join("flanneld"),
+        None => beside_the_tests()?.join("flanneld"),
     };
     ensure!(path.exists(), "{} is not there: cargo build --bin flanneld, or set FLANNELD", path.display());
     Ok(path)
 }
 
-/// Builds `flanneld`: a test of this package alone does not build the program of another, and a stale one would be worse
-/// than none. Builds nothing when the test is not run by cargo, or where `FLANNELD` names a program.
+/// The directory of the CNI plugins: cargo's target directory.
+///
+/// # Errors
+///
+/// When they are not there.
+pub fn plugins() -> anyhow::Result<PathBuf> {
+    let dir = beside_the_tests()?;
+    for plugin in ["flannel", "bridge", "host-local", "portmap"] {
+        ensure!(dir.join(plugin).exists(), "{} has no {plugin}: cargo build -p cni", dir.display());
+    }
+    Ok(dir)
+}
+
+fn beside_the_tests() -> anyhow::Result<PathBuf> {
+    // target/debug/deps/TEST-HASH
+    let program = std::env::current_exe()?;
+    Ok(program.ancestors().nth(2).context("tests run from a target directory")?.to_owned())
+}
+
+/// Builds `flanneld` and the plugins: a test of this package alone does not build the programs of another, and a stale one
+/// would be worse than none. Builds nothing when the test is not run by cargo, or where `FLANNELD` names a program.
 ///
 /// # Errors
 ///
@@ -35,9 +49,10 @@ pub fn build() -> anyhow::Result<()> {
         return Ok(());
     };
     let mut command = Command::new(cargo);
-    // As a part of the workspace's tests and for a test of its package: any other way chooses other features of tokio and
+    // As a part of the workspace's tests and for a test of each package: any other way chooses other features of tokio and
     // serde, and half of the dependencies are built twice.
-    command.args(["test", "--quiet", "--no-run", "--workspace", "--test", "command_line"]);
+    command.args(["test", "--quiet", "--no-run", "--workspace"]);
+    command.args(["--test", "command_line", "--test", "bridge"]);
     command.args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml")]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
@@ -50,7 +65,7 @@ pub fn build() -> anyhow::Result<()> {
             command.env_remove(name);
         }
     }
-    let status = command.status().context("run cargo to build flanneld")?;
-    ensure!(status.success(), "flanneld does not build");
+    let status = command.status().context("run cargo to build flanneld and the plugins")?;
+    ensure!(status.success(), "flanneld or a plugin does not build");
     Ok(())
 }

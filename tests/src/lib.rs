@@ -22,6 +22,7 @@ pub mod manifests;
 pub mod netlink;
 pub mod operator;
 pub mod pinger;
+pub mod podman;
 pub mod processes;
 pub mod reach;
 pub mod rules;
