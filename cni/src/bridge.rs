@@ -1,15 +1,21 @@
 //! The `bridge` plugin: a container on a bridge of the host, by a veth pair.
 //!
 //! ```text
-//!  ADD   bridge ─► veth pair into the container ─► IPAM ADD ─► gateway address on the bridge ─► veth on the bridge
-//!        ─► addresses and routes in the container ─► masquerade
-//!  DEL   the container's device (and with it the pair) ─► IPAM DEL ─► masquerade
+//!  ADD   bridge ─► veth pair into the container ─┬─► veth on the bridge ────────────────────┬─► masquerade
+//!                                                └─► IPAM ADD ─► gateway address on the     │
+//!                                                    bridge ─► addresses, routes inside ────┘
+//!  DEL   the container's device (and with it the pair), IPAM DEL beside it ─► masquerade
 //! ```
+//!
+//! What stands beside each other runs at once: the kernel waits some milliseconds for its readers (RCU) before a device is on
+//! a bridge or gone, and that is most of the time that ADD and DEL take.
 //!
 //! The pair's end on the host has a name made of network, container and device, and a group made of the network: a plugin
 //! that is killed between two steps leaves nothing that DEL or GC could not find.
 
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 
 use hostnet::kernel::Kernel;
 use hostnet::netns::NetNs;
@@ -18,7 +24,7 @@ use hostnet::state::Mac;
 use crate::delegate;
 use crate::masquerade;
 use crate::plugin::Plugin;
-use crate::protocol::{AddResult, CniError, Command, Interface, Request};
+use crate::protocol::{AddResult, CniError, Command, Request};
 use crate::sandbox::{enter, open, run};
 
 mod check;
@@ -47,14 +53,15 @@ impl Plugin for Bridge {
 
     fn del(&self, request: &Request) -> Result<(), CniError> {
         let config = Config::of(request)?;
-        run(async {
-            let unplugged = unplug(request).await;
-            let freed = match &config.ipam {
+        // The address is free a moment before the kernel is done with the device, which is down from the first moment on.
+        let (unplugged, freed) = at_once(
+            || run(unplug(&config, request)),
+            || match &config.ipam {
                 Some(kind) => delegate::ask(kind, Command::Del, request, &request.config),
                 None => Ok(()),
-            };
-            unplugged.and(freed)
-        })
+            },
+        );
+        unplugged.and(freed)
     }
 
     fn check(&self, request: &Request) -> Result<(), CniError> {
@@ -102,7 +109,7 @@ async fn add(config: &Config, request: &Request, namespace: &NetNs) -> Result<Ad
     if connected.is_err() {
         // A runtime that does not send DEL after a failed ADD leaks nothing then. The device in the container was made a
         // moment ago, so that no address of this attachment is anybody's who lives.
-        unplug(request).await.ok();
+        unplug(config, request).await.ok();
         if let Some(kind) = &config.ipam {
             delegate::ask(kind, Command::Del, request, &request.config).ok();
         }
@@ -119,38 +126,52 @@ async fn connect(
     host_end: &str,
 ) -> Result<AddResult, CniError> {
     let ifname = &request.attachment.ifname;
-    let mut result = match &config.ipam {
-        Some(kind) => delegate::add(kind, request, &request.config)?,
-        None => AddResult::default(),
-    };
+    let (attached, given) = at_once(
+        || run(async { links::attach(&Kernel::connect().await?, config, host_end).await }),
+        || match &config.ipam {
+            Some(kind) => delegate::add(kind, request, &request.config),
+            None => Ok(AddResult::default()),
+        },
+    );
+    let mut result = given?;
+    attached?;
     if config.ipam.is_some() && result.ips.is_empty() {
         return Err(CniError::internal("IPAM plugin returned missing IP config"));
     }
     let gateways = Gateways::of(config, &mut result)?;
     if config.is_gateway {
-        gateways.put(kernel, config).await?;
+        gateways.put(kernel, config, host_end).await?;
     }
-    links::attach(kernel, config, host_end).await?;
+    let inside = enter(namespace, async {
+        let kernel = Kernel::connect().await?;
+        if !config.disable_container_interface {
+            inside::configure(&kernel, config, ifname, &result).await?;
+        }
+        links::described(&kernel, ifname, &request.netns).await
+    })?;
     if !config.disable_container_interface {
-        enter(namespace, inside::configure(config, ifname, &result))?;
         links::await_carrier(kernel, host_end).await?;
     }
     if config.ip_masq {
         config.masquerade(request, &result).add().await?;
     }
     if config.mac_spoof_check {
-        let inside = enter(namespace, links::mac_of(ifname))?;
-        spoof::add(&request.network, &request.attachment, host_end, inside).await?;
+        spoof::add(&request.network, &request.attachment, host_end, &inside.mac).await?;
     }
     if !config.dns.is_empty() {
         result.dns = config.dns.clone();
     }
-    result.interfaces = interfaces(config, request, kernel, namespace, host_end).await?;
+    // In the order that the reference plugin tells them, behind which the addresses count.
+    result.interfaces = vec![
+        links::described(kernel, &config.bridge, "").await?,
+        links::described(kernel, host_end, "").await?,
+        inside,
+    ];
     Ok(result)
 }
 
 /// Takes away what ADD made, all but the address. Each part is tried whatever became of the others.
-async fn unplug(request: &Request) -> Result<(), CniError> {
+async fn unplug(config: &Config, request: &Request) -> Result<(), CniError> {
     let ifname = &request.attachment.ifname;
     let inside = match NetNs::open(Path::new(&request.netns)) {
         Ok(namespace) => enter(&namespace, inside::remove(ifname)),
@@ -159,7 +180,6 @@ async fn unplug(request: &Request) -> Result<(), CniError> {
     };
     let kernel = Kernel::connect().await?;
     let outside = links::unplug(&kernel, request).await;
-    let config = Config::of(request)?;
     let rules = match config.ip_masq {
         true => {
             let known = request.previous().ok().flatten().unwrap_or_default();
@@ -174,26 +194,13 @@ async fn unplug(request: &Request) -> Result<(), CniError> {
     inside.and(outside).and(rules).and(spoof)
 }
 
-/// The bridge, the host's end and the container's, in the order that the reference plugin tells them.
-async fn interfaces(
-    config: &Config,
-    request: &Request,
-    kernel: &Kernel,
-    namespace: &NetNs,
-    host_end: &str,
-) -> Result<Vec<Interface>, CniError> {
-    let mut interfaces = Vec::new();
-    for name in [config.bridge.as_str(), host_end] {
-        interfaces.push(links::described(kernel, name, "").await?);
-    }
-    let ifname = request.attachment.ifname.clone();
-    let sandbox = request.netns.clone();
-    let inside = async move {
-        let kernel = Kernel::connect().await?;
-        links::described(&kernel, &ifname, &sandbox).await
-    };
-    interfaces.push(enter(namespace, inside)?);
-    Ok(interfaces)
+/// Does two things at the same time; `first` begins first.
+fn at_once<A: Send, B>(first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B) -> (A, B) {
+    thread::scope(|scope| {
+        let first = scope.spawn(first);
+        let second = second();
+        (first.join().unwrap_or_else(|panic| resume_unwind(panic)), second)
+    })
 }
 
 /// `aa:bb:cc:dd:ee:ff`.

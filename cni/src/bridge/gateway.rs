@@ -1,15 +1,19 @@
 //! The gateways' addresses: which the result says, and the bridge that has them.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use hostnet::kernel::{Kernel, LinkSettings};
-use hostnet::state::LinkAddress;
+use hostnet::state::{Link, LinkAddress};
 use hostnet::{Errno, HostError};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::config::Config;
 use super::links::set_if_there;
 use crate::protocol::{AddResult, CniError, Route};
+
+/// When a bridge with a wrong address is looked at again.
+const SECOND_LOOK: Duration = Duration::from_millis(200);
 
 /// The gateways of a result, each with the length of its network's prefix.
 #[derive(Debug)]
@@ -46,20 +50,30 @@ impl Gateways {
     }
 
     /// Puts the addresses on the bridge and lets the host forward. A wrong address there is replaced if the configuration
-    /// says so, or if no container is on the bridge: then it is left from another subnet of this node.
-    pub(super) async fn put(&self, kernel: &Kernel, config: &Config) -> Result<(), CniError> {
+    /// says so, or if no container was on the bridge: then it is left from another subnet of this node.
+    pub(super) async fn put(&self, kernel: &Kernel, config: &Config, host_end: &str) -> Result<(), CniError> {
+        match self.try_put(kernel, config, host_end).await {
+            // Of two containers that come to such a bridge at once the second sees the first, which puts it right.
+            Err(_) => {
+                tokio::time::sleep(SECOND_LOOK).await;
+                self.try_put(kernel, config, host_end).await
+            }
+            put => put,
+        }
+    }
+
+    async fn try_put(&self, kernel: &Kernel, config: &Config, host_end: &str) -> Result<(), CniError> {
         let device = config.gateway_device();
         let link = kernel.link(&device).await?;
         let link = link.ok_or_else(|| HostError::new(format!("look up {device}"), Errno::ENODEV))?;
-        let there: Vec<LinkAddress> =
-            kernel.addresses().await?.into_iter().filter(|address| address.index == link.index).collect();
+        let there = kernel.addresses_of(&link).await?;
         let mut added = false;
         for gateway in &self.0 {
             if there.iter().any(|address| address.net == *gateway) {
                 continue;
             }
             for wrong in there.iter().filter(|address| self.is_in_the_way(address, gateway)) {
-                if !config.force_address && is_in_use(kernel, config).await? {
+                if !config.force_address && is_in_use(kernel, config, host_end).await? {
                     let text = format!("{device:?} already has an IP address different from {gateway}");
                     return Err(CniError::internal(text).with_details(format!(
                         "it has {}, and containers use it: this node's subnet has changed. Delete the pods of this node, or set \
@@ -104,8 +118,8 @@ impl Gateways {
     }
 }
 
-/// Whether something is on the bridge. The container of this ADD is not yet.
-async fn is_in_use(kernel: &Kernel, config: &Config) -> Result<bool, CniError> {
+/// Whether a container was on the bridge before the one of this ADD: devices are numbered in the order of their making.
+async fn is_in_use(kernel: &Kernel, config: &Config, host_end: &str) -> Result<bool, CniError> {
     let links = kernel.links().await?;
     let bridge = links.iter().find(|link| link.name == config.bridge).map(|link| link.index);
     // The host's own way into a VLAN is a port as well.
@@ -113,7 +127,10 @@ async fn is_in_use(kernel: &Kernel, config: &Config) -> Result<bool, CniError> {
         let device = config.gateway_device();
         links.iter().find(|link| link.name == device).and_then(|link| link.peer)
     });
-    Ok(links.iter().any(|link| link.master.is_some() && link.master == bridge && Some(link.index) != own))
+    let newest = links.iter().find(|link| link.name == host_end).map(|link| link.index);
+    let is_older = |link: &Link| newest.is_none_or(|newest| link.index < newest);
+    let is_port = |link: &Link| link.master.is_some() && link.master == bridge && Some(link.index) != own;
+    Ok(links.iter().any(|link| is_port(link) && is_older(link)))
 }
 
 fn first_host(net: IpNet) -> Result<IpAddr, CniError> {

@@ -17,8 +17,12 @@ const SETTLE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Gives the container's device what the result says, and sets it up. Runs in the container.
-pub(super) async fn configure(config: &Config, ifname: &str, result: &AddResult) -> Result<(), CniError> {
-    let kernel = Kernel::connect().await?;
+pub(super) async fn configure(
+    kernel: &Kernel,
+    config: &Config,
+    ifname: &str,
+    result: &AddResult,
+) -> Result<(), CniError> {
     let has_v6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
     let (detection, enhanced) = if config.duplicate_detection { ("1", "1") } else { ("0", "0") };
     set_if_there(&format!("net/ipv6/conf/{ifname}/accept_dad"), detection)?;
@@ -36,7 +40,7 @@ pub(super) async fn configure(config: &Config, ifname: &str, result: &AddResult)
     }
     kernel.set_link(ifname, &LinkSettings { up: Some(true), ..LinkSettings::default() }).await?;
     if has_v6 {
-        settle(&kernel, ifname).await?;
+        settle(kernel, ifname).await?;
     }
     for route in &result.routes {
         kernel.replace_pod_route(ifname, &as_pod_route(route, result)).await?;

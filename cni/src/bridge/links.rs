@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hostnet::kernel::{Kernel, LinkSettings, PortSettings, Veth, Vlans};
 use hostnet::netns::NetNs;
-use hostnet::state::{Link, Mac};
+use hostnet::state::Link;
 use hostnet::{Errno, HostError, sysctl};
 
 use super::config::Config;
@@ -233,13 +233,6 @@ pub(super) async fn described(kernel: &Kernel, name: &str, sandbox: &str) -> Res
         sandbox: sandbox.to_owned(),
         ..Interface::default()
     })
-}
-
-/// The hardware address of a device in this namespace.
-pub(super) async fn mac_of(name: &str) -> Result<Mac, CniError> {
-    let link = Kernel::connect().await?.link(name).await?;
-    link.and_then(|link| link.mac)
-        .ok_or_else(|| HostError::new(format!("read the hardware address of {name}"), Errno::ENODEV).into())
 }
 
 /// Sets what a kernel without IPv6 does not have.

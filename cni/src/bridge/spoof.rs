@@ -2,10 +2,8 @@
 //! nftables' bridge family for each container. A table of its own comes and goes in one step, and its name says whose it is.
 
 use hostnet::filter::nft;
-use hostnet::state::Mac;
 use serde_json::Value;
 
-use super::mac_text;
 use crate::filter::hash;
 use crate::protocol::{Attachment, CniError};
 
@@ -17,10 +15,9 @@ pub(super) async fn add(
     network: &str,
     attachment: &Attachment,
     port: &str,
-    mac: Mac,
+    mac: &str,
 ) -> Result<(), CniError> {
     let table = table(network, attachment);
-    let mac = mac_text(mac);
     let commands = format!(
         "add table bridge {table}\n\
          delete table bridge {table}\n\

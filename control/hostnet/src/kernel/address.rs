@@ -10,12 +10,27 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
 use super::Kernel;
 use crate::host::HostError;
-use crate::state::{LinkAddress, RouteScope};
+use crate::state::{Link, LinkAddress, RouteScope};
 
 impl Kernel {
     /// All addresses of all devices, IPv4 and IPv6.
     pub async fn addresses(&self) -> Result<Vec<LinkAddress>, HostError> {
         self.addresses_on(&self.device_names().await?).await
+    }
+
+    /// The addresses of one device. The kernel lists no others (Linux 4.20), so that it costs the same among thousands.
+    pub async fn addresses_of(&self, link: &Link) -> Result<Vec<LinkAddress>, HostError> {
+        let mut request = AddressMessage::default();
+        request.header.index = link.index;
+        let found = self.dump(RouteNetlinkMessage::GetAddress(request), "list the addresses").await?;
+        let addresses = found.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => address_of(&message),
+            _ => None,
+        });
+        Ok(addresses
+            .filter(|address| address.index == link.index)
+            .map(|address| LinkAddress { device: link.name.clone(), ..address })
+            .collect())
     }
 
     pub(super) async fn addresses_on(
