@@ -101,6 +101,14 @@ impl Plugin for Bridge {
     }
 }
 
+/// Reads a configuration and does nothing with it.
+///
+/// # Errors
+/// Which option makes no sense, and why.
+pub fn reads(request: &Request) -> Result<(), CniError> {
+    Config::of(request).map(drop)
+}
+
 async fn add(config: &Config, request: &Request, namespace: &NetNs) -> Result<AddResult, CniError> {
     let kernel = Kernel::connect().await?;
     links::ensure_bridge(&kernel, config).await?;

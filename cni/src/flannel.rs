@@ -174,6 +174,19 @@ impl Config {
     }
 }
 
+/// The delegate's configuration for a request and a `subnet.env`.
+///
+/// # Errors
+/// The request's configuration says what is not its to say.
+pub fn delegate_of(request: &Request, subnet: &SubnetEnv) -> Result<Value, CniError> {
+    delegate_config(&Config::of(request)?, subnet, request)
+}
+
+/// The configuration that a scratch file holds; `None` for one that is torn.
+pub fn scratch_of(bytes: &[u8]) -> Option<Value> {
+    scratch::parse(bytes)
+}
+
 /// The delegate's program: what [`delegate_config`] put there.
 fn kind_of(delegate: &Value) -> &str {
     delegate.get("type").and_then(Value::as_str).unwrap_or("bridge")

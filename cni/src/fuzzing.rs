@@ -4,6 +4,11 @@
 
 use std::collections::BTreeSet;
 
+use hostnet::subnet_env::SubnetEnv;
+use serde_json::Value;
+
+use crate::bridge;
+use crate::flannel;
 use crate::host_local::config::Config;
 use crate::host_local::resolv_conf;
 use crate::protocol::{AddResult, Request, Version};
@@ -32,6 +37,27 @@ pub fn cni_config(data: &[u8]) {
     }
     // It is no configuration, and any text is one.
     resolv_conf::parse(&String::from_utf8_lossy(data));
+}
+
+/// What `flannel`, `bridge` and `portmap` read: stdin, after a byte 0 the text of `subnet.env`, after another a scratch file.
+/// What flannel hands on says what it must, in the order of its keys, and is read back as it was written.
+pub fn cni_flannel(data: &[u8]) {
+    let mut parts = data.splitn(3, |byte| *byte == 0);
+    let [stdin, subnet_env, scratch] = std::array::from_fn(|_| parts.next().unwrap_or_default());
+    flannel::scratch_of(scratch);
+    let variable = |name: &str| Some(if name == "CNI_COMMAND" { "ADD" } else { "x" }.to_owned());
+    let Ok(request) = Request::read(variable, stdin) else { return };
+    // Any answer will do.
+    bridge::reads(&request).ok();
+    let Ok(env) = SubnetEnv::parse(&String::from_utf8_lossy(subnet_env)) else { return };
+    if let Ok(delegate) = flannel::delegate_of(&request, &env) {
+        assert_eq!(delegate.get("name").and_then(Value::as_str), Some(request.network.as_str()));
+        assert!(delegate.get("type").is_some_and(Value::is_string));
+        let ranges = delegate.pointer("/ipam/ranges").and_then(Value::as_array);
+        assert_eq!(ranges.map(Vec::len), Some(env.subnets.len()));
+        assert!(delegate.as_object().is_some_and(|object| object.keys().is_sorted()));
+        assert_eq!(flannel::scratch_of(delegate.to_string().as_bytes()), Some(delegate));
+    }
 }
 
 fn read(request: &Request) {

@@ -92,3 +92,8 @@ fn rule_listings() {
 fn cni_configs() {
     replay("cni_config", cni::fuzzing::cni_config);
 }
+
+#[test]
+fn cni_flannel_and_its_files() {
+    replay("cni_flannel", cni::fuzzing::cni_flannel);
+}

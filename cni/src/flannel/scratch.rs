@@ -70,7 +70,7 @@ impl<'a> Scratch<'a> {
 
     fn read_file(&self, path: &Path) -> Result<Option<Value>, CniError> {
         match regular_file::read(path, LONGEST, Links::Refuse) {
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok().filter(Value::is_object)),
+            Ok(bytes) => Ok(parse(&bytes)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(CniError::io("read", path, &error)),
         }
@@ -150,6 +150,11 @@ impl<'a> Scratch<'a> {
         names.sort();
         Ok(names)
     }
+}
+
+/// What a scratch file says; `None` for one that is torn.
+pub(super) fn parse(bytes: &[u8]) -> Option<Value> {
+    serde_json::from_slice(bytes).ok().filter(Value::is_object)
 }
 
 /// Whether a container's device is still there. A file of flannel's stands for any device of its container.

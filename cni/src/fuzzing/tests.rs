@@ -61,7 +61,27 @@ proptest! {
     }
 
     #[test]
+    fn whatever_flannel_reads_keeps_the_promises(
+        (config, delegate) in (config(), proptest::collection::vec((0_usize..6, text()), 0..4)),
+        (networks, subnet) in (text(), text()),
+        scratch in ".*",
+    ) {
+        let mut config = config;
+        config["delegate"] = json!({});
+        for (key, value) in delegate {
+            config["delegate"][["type", "mtu", "name", "ipam", "vlan", "ipMasq"][key]] = value;
+        }
+        let plain = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let env = format!(
+            "FLANNEL_NETWORK={}\nFLANNEL_SUBNET={}\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
+            plain(&networks), plain(&subnet)
+        );
+        cni_flannel(format!("{config}\0{env}\0{scratch}").as_bytes());
+    }
+
+    #[test]
     fn any_bytes_keep_the_promises(data in proptest::collection::vec(any::<u8>(), 0..200)) {
         cni_config(&data);
+        cni_flannel(&data);
     }
 }
