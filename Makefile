@@ -41,7 +41,7 @@ fuzz: tools   ## every fuzz target for SECONDS each (default 60); needs a nightl
 check: tools  ## everything that CI checks
 	.ci/run
 
-static:       ## flanneld without a shared library (musl), for TARGET (default: this machine's CPU)
+static:       ## flanneld and the CNI plugins without a shared library (musl), for TARGET (default: this machine's CPU)
 	@.ci/static
 
 image:        ## the container image, named IMAGE, by docker or podman
