@@ -113,13 +113,17 @@ async fn add(config: &Config, request: &Request, namespace: &NetNs) -> Result<Ad
     let kernel = Kernel::connect().await?;
     links::ensure_bridge(&kernel, config).await?;
     let host_end = links::plug(&kernel, config, request, namespace).await?;
-    let connected = connect(config, request, &kernel, namespace, &host_end).await;
+    let mut has_address = false;
+    let connected = connect(config, request, &kernel, namespace, &host_end, &mut has_address).await;
     if connected.is_err() {
-        // A runtime that does not send DEL after a failed ADD leaks nothing then. The device in the container was made a
-        // moment ago, so that no address of this attachment is anybody's who lives.
-        unplug(config, request).await.ok();
-        if let Some(kind) = &config.ipam {
-            delegate::ask(kind, Command::Del, request, &request.config).ok();
+        // A runtime that does not send DEL after a failed ADD leaks nothing then. Only what this ADD made: the same container
+        // may be connected already, in another namespace.
+        links::delete(&kernel, &host_end).await.ok();
+        if has_address {
+            unruled(config, request).await.ok();
+            if let Some(kind) = &config.ipam {
+                delegate::ask(kind, Command::Del, request, &request.config).ok();
+            }
         }
     }
     connected
@@ -132,6 +136,7 @@ async fn connect(
     kernel: &Kernel,
     namespace: &NetNs,
     host_end: &str,
+    has_address: &mut bool,
 ) -> Result<AddResult, CniError> {
     let ifname = &request.attachment.ifname;
     let (attached, given) = at_once(
@@ -142,6 +147,7 @@ async fn connect(
         },
     );
     let mut result = given?;
+    *has_address = config.ipam.is_some();
     attached?;
     if config.ipam.is_some() && result.ips.is_empty() {
         return Err(CniError::internal("IPAM plugin returned missing IP config"));
@@ -188,6 +194,11 @@ async fn unplug(config: &Config, request: &Request) -> Result<(), CniError> {
     };
     let kernel = Kernel::connect().await?;
     let outside = links::unplug(&kernel, request).await;
+    inside.and(outside).and(unruled(config, request).await)
+}
+
+/// Takes the packet filter rules away.
+async fn unruled(config: &Config, request: &Request) -> Result<(), CniError> {
     let rules = match config.ip_masq {
         true => {
             let known = request.previous().ok().flatten().unwrap_or_default();
@@ -199,7 +210,7 @@ async fn unplug(config: &Config, request: &Request) -> Result<(), CniError> {
         true => spoof::remove(&request.network, &request.attachment).await,
         false => Ok(()),
     };
-    inside.and(outside).and(rules).and(spoof)
+    rules.and(spoof)
 }
 
 /// Does two things at the same time; `first` begins first.

@@ -70,17 +70,12 @@ impl Plugin for Flannel {
         let delegate = config.for_delegate(request)?;
         let kind = kind_of(&delegate);
         let scratch = Scratch::new(&config.data_dir);
-        // Then the container may be connected, and what a second ADD breaks the first one needs.
-        let is_known = scratch.read(&request.attachment)?.is_some();
         log_config(kind, &delegate);
         // First, so that whatever happens from here on DEL knows what to undo.
-        scratch.write(&request.attachment, &delegate)?;
-        delegate::add(kind, request, &delegate).inspect_err(|_error| {
-            // A runtime that does not send DEL after a failed ADD leaks nothing then.
-            if !is_known && delegate::ask(kind, Command::Del, request, &delegate).is_ok() {
-                scratch.remove(&request.attachment).ok();
-            }
-        })
+        scratch.write(&request.network, &request.attachment, &delegate)?;
+        // A delegate that fails has cleaned up what it made. Its DEL would take away a device of this name whoever made it,
+        // and is the runtime's to ask for; the scratch file waits for that.
+        delegate::add(kind, request, &delegate)
     }
 
     fn del(&self, request: &Request) -> Result<(), CniError> {
@@ -92,7 +87,7 @@ impl Plugin for Flannel {
             return Ok(());
         };
         delegate::ask(kind_of(&delegate), Command::Del, request, &delegate)?;
-        scratch.remove(&request.attachment)
+        scratch.remove(&request.network, &request.attachment)
     }
 
     fn check(&self, request: &Request) -> Result<(), CniError> {
@@ -124,10 +119,11 @@ impl Plugin for Flannel {
                 continue;
             }
             let freed = delegate::ask_for(&attachment, kind_of(&delegate), Command::Del, request, &delegate)
-                .and_then(|()| scratch.remove(&attachment));
+                .and_then(|()| scratch.remove(&request.network, &attachment));
             first_error = first_error.and(freed);
         }
         first_error?;
+        scratch.clear_unfinished(&request.network)?;
         let list = request.config.get("cni.dev/valid-attachments").cloned().unwrap_or_default();
         // Without subnet.env there is no address range to clean.
         let Ok(mut delegate) = config.for_delegate(request) else { return Ok(()) };

@@ -24,6 +24,10 @@ fn main() -> ExitCode {
             delete_succeeds_however_often_and_whatever_is_left,
             a_second_add_is_an_error_and_changes_nothing,
             an_add_that_fails_leaves_nothing,
+            an_add_that_fails_touches_nothing_of_others,
+            a_container_stays_connected_when_it_is_added_in_another_namespace,
+            a_namespace_that_is_none_is_refused_by_add_and_gone_for_delete,
+            a_bridge_of_somebody_else_keeps_its_address,
             check_finds_whatever_was_changed,
             a_bridge_with_a_wrong_address_is_repaired_unless_it_is_used,
             containers_of_different_vlans_do_not_reach_each_other,
@@ -205,6 +209,83 @@ fn an_add_that_fails_leaves_nothing(scene: &Scene) -> anyhow::Result<()> {
     assert!(!inside(&a, "ip -o link").contains("eth0"));
     node.runtime.config["ipam"]["type"] = "no-such-plugin".into();
     assert!(!node.runtime.ask("ADD", &a)?.success);
+    assert_eq!(node.left(), [""; 0]);
+    Ok(())
+}
+
+fn an_add_that_fails_touches_nothing_of_others(scene: &Scene) -> anyhow::Result<()> {
+    let node = Node::new(scene);
+    let [a] = containers()?;
+    inside(&a, "ip link add eth0 type veth peer name other; ip addr add 192.0.2.9/24 dev eth0");
+    let refused = node.runtime.ask("ADD", &a)?;
+    assert!(!refused.success && refused.json["msg"].as_str().unwrap().contains("eth0"), "{refused:?}");
+    assert!(inside(&a, "ip -o addr show eth0").contains("192.0.2.9"));
+    let mut config = node.runtime.config.clone();
+    let ipam = config["ipam"].take();
+    let subnet_file = scene.dir().join("subnet.env");
+    std::fs::write(
+        &subnet_file,
+        "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
+    )?;
+    let flannel = Runtime::new(
+        &[ours()],
+        json!({
+            "cniVersion": "1.1.0", "name": "pods", "type": "flannel", "subnetFile": subnet_file,
+            "dataDir": scene.dir().join("scratch"), "ipam": {"dataDir": ipam["dataDir"]},
+        }),
+    );
+    assert!(!flannel.ask("ADD", &a)?.success);
+    assert!(inside(&a, "ip -o addr show eth0").contains("192.0.2.9"));
+    assert_eq!(node.left(), [""; 0]);
+    Ok(())
+}
+
+fn a_container_stays_connected_when_it_is_added_in_another_namespace(scene: &Scene) -> anyhow::Result<()> {
+    let node = Node::new(scene);
+    let [a] = containers()?;
+    let result = node.runtime.add(&a)?;
+    let elsewhere = Container::new(a.id.clone())?;
+    let refused = node.runtime.ask("ADD", &elsewhere)?;
+    assert!(
+        !refused.success && refused.json["msg"].as_str().unwrap().contains("duplicate allocation"),
+        "{refused:?}"
+    );
+    assert!(node.runtime.ask_again("CHECK", &a, &result)?.success);
+    assert!(!inside(&elsewhere, "ip -o link").contains("eth0"));
+    node.runtime.delete(&a)?;
+    assert_eq!(node.left(), [""; 0]);
+    Ok(())
+}
+
+fn a_namespace_that_is_none_is_refused_by_add_and_gone_for_delete(scene: &Scene) -> anyhow::Result<()> {
+    let node = Node::new(scene);
+    let file = scene.dir().join("file");
+    std::fs::write(&file, "")?;
+    let pipe = scene.dir().join("pipe");
+    sh(&format!("mkfifo {}", pipe.display()));
+    for path in [file, pipe, scene.dir().join("absent")] {
+        let [a] = containers()?;
+        node.runtime.add(&a)?;
+        let gone = Container { namespace: None, ..a };
+        let mut runtime = node.runtime.clone();
+        runtime.environment.push(("CNI_NETNS".to_owned(), path.display().to_string()));
+        let refused = runtime.ask("ADD", &gone)?;
+        assert!(!refused.success && refused.json["code"] == 8, "{}: {refused:?}", path.display());
+        runtime.delete(&gone)?;
+        runtime.delete(&gone)?;
+        assert_eq!(node.left(), [""; 0], "{}", path.display());
+    }
+    Ok(())
+}
+
+fn a_bridge_of_somebody_else_keeps_its_address(scene: &Scene) -> anyhow::Result<()> {
+    let node = Node::with(scene, json!({"bridge": "br-admin"}));
+    sh("ip link add br-admin type bridge; ip addr add 192.0.2.1/24 dev br-admin; ip link set br-admin up");
+    let [a] = containers()?;
+    let refused = node.runtime.ask("ADD", &a)?;
+    let said = refused.json["msg"].as_str().unwrap();
+    assert_eq!(said, "\"br-admin\" already has an IP address different from 10.244.1.1/24");
+    assert!(sh("ip -o -4 addr show br-admin").contains("192.0.2.1/24"));
     assert_eq!(node.left(), [""; 0]);
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use hostnet::kernel::Kernel;
 use hostnet::netns::NetNs;
 use hostnet::state::Link;
+use hostnet::sysctl;
 
 use super::config::Config;
 use super::inside::as_pod_route;
@@ -65,6 +66,13 @@ pub(super) async fn check(config: &Config, request: &Request, previous: &AddResu
     if !config.disable_container_interface && !is_up {
         return Err(CniError::check(format!("{} or {} is down", inside.name, host_end.name)));
     }
+    if inside.mtu > 0 && inside.mtu != actual.mtu {
+        let text = format!("{} has the MTU {}, ADD told {}", inside.name, actual.mtu, inside.mtu);
+        return Err(CniError::check(text));
+    }
+    if config.is_gateway {
+        check_gateways(&kernel, config, previous).await?;
+    }
     for ip in &previous.ips {
         if !found.addresses.contains(&ip.address) {
             return Err(CniError::check(format!("{} does not have the address {}", inside.name, ip.address)));
@@ -84,6 +92,24 @@ pub(super) async fn check(config: &Config, request: &Request, previous: &AddResu
     }
     if config.mac_spoof_check {
         super::spoof::check(&request.network, &request.attachment).await?;
+    }
+    Ok(())
+}
+
+/// The bridge has the gateways' addresses, and the host forwards.
+async fn check_gateways(kernel: &Kernel, config: &Config, previous: &AddResult) -> Result<(), CniError> {
+    let device = config.gateway_device();
+    let link = kernel.link(&device).await?.ok_or_else(|| missing("the gateway's device", &device))?;
+    let there = kernel.addresses_of(&link).await?;
+    for gateway in previous.ips.iter().filter_map(|ip| ip.gateway) {
+        if !there.iter().any(|address| address.net.addr() == gateway) {
+            return Err(CniError::check(format!("{device} does not have the gateway's address {gateway}")));
+        }
+        let setting = if gateway.is_ipv4() { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" };
+        // A kernel without IPv6 has no such setting.
+        if sysctl::read(setting).is_ok_and(|value| value == "0") {
+            return Err(CniError::check(format!("the host does not forward: {setting} is 0")));
+        }
     }
     Ok(())
 }

@@ -9,9 +9,11 @@ use hostnet::{Errno, HostError};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::config::Config;
-use super::links::set_if_there;
+use super::links::{MARK, set_if_there};
 use crate::protocol::{AddResult, CniError, Route};
 
+/// The bridge that flannel's configuration makes, by whichever plugin.
+const FLANNELS: &str = "cni0";
 /// When a bridge with a wrong address is looked at again.
 const SECOND_LOOK: Duration = Duration::from_millis(200);
 
@@ -73,11 +75,11 @@ impl Gateways {
                 continue;
             }
             for wrong in there.iter().filter(|address| self.is_in_the_way(address, gateway)) {
-                if !config.force_address && is_in_use(kernel, config, host_end).await? {
+                if !config.force_address && !is_orphan(kernel, config, host_end, wrong).await? {
                     let text = format!("{device:?} already has an IP address different from {gateway}");
                     return Err(CniError::internal(text).with_details(format!(
-                        "it has {}, and containers use it: this node's subnet has changed. Delete the pods of this node, or set \
-                         forceAddress",
+                        "it has {}: another network's, or this node's subnet has changed and containers still have the old one. \
+                         Name another bridge, delete the pods of this node, or set forceAddress",
                         wrong.net
                     )));
                 }
@@ -116,6 +118,21 @@ impl Gateways {
             _ => false,
         }
     }
+}
+
+/// Whether an address is one that a CNI plugin put there for a subnet that this node does not have any more, and that nobody
+/// uses: the first one of its network, on a bridge that we made or that bears flannel's name, without containers.
+async fn is_orphan(
+    kernel: &Kernel,
+    config: &Config,
+    host_end: &str,
+    address: &LinkAddress,
+) -> Result<bool, CniError> {
+    let bridge = kernel.link(&config.bridge).await?;
+    let is_ours =
+        config.bridge == FLANNELS || bridge.is_some_and(|bridge| bridge.alias.as_deref() == Some(MARK));
+    let is_gateway = first_host(address.net).is_ok_and(|first| first == address.net.addr());
+    Ok(is_ours && is_gateway && !is_in_use(kernel, config, host_end).await?)
 }
 
 /// Whether a container was on the bridge before the one of this ADD: devices are numbered in the order of their making.

@@ -12,6 +12,8 @@ use super::{mac_text, names};
 use crate::protocol::{Attachment, CniError, Interface, Request};
 use crate::sandbox::enter;
 
+/// The alias of a bridge that this plugin made.
+pub(super) const MARK: &str = "cni bridge";
 /// How many names of others are passed over.
 const TRIES: u8 = 10;
 /// How long both ends may take to be up.
@@ -64,9 +66,8 @@ async fn make_bridge(kernel: &Kernel, config: &Config) -> Result<Link, CniError>
         Err(error) if error.errno != Errno::EEXIST => return Err(error.into()),
         _ => {}
     }
-    if config.mtu.is_some() {
-        kernel.set_link(name, &LinkSettings { mtu: config.mtu, ..LinkSettings::default() }).await?;
-    }
+    let marked = LinkSettings { mtu: config.mtu, alias: Some(MARK.to_owned()), ..LinkSettings::default() };
+    kernel.set_link(name, &marked).await?;
     kernel.link(name).await?.ok_or_else(|| HostError::new(format!("look up {name}"), Errno::ENODEV).into())
 }
 
@@ -117,8 +118,7 @@ pub(super) async fn plug(
 ) -> Result<String, CniError> {
     let attachment = &request.attachment;
     let group = names::group(&request.network);
-    // Each name twice: what was left under it may have been deleted.
-    for salt in (0..TRIES).flat_map(|salt| [salt, salt]) {
+    for salt in 0..TRIES {
         let name = names::host_end(&request.network, attachment, salt);
         let (peer, mtu, mac) = (&attachment.ifname, config.mtu, config.mac);
         let veth = Veth { name: &name, peer, namespace, mtu, mac, group };
@@ -134,13 +134,11 @@ pub(super) async fn plug(
         let inside = enter(namespace, async move { Ok(Kernel::connect().await?.link(&ifname).await?) })?;
         if inside.is_some() {
             return Err(CniError::internal(format!("container already has an interface named {peer:?}"))
-                .with_details("an earlier ADD made it: send DEL first"));
+                .with_details(
+                    "an earlier ADD may have made it, or another plugin: see ip link in the container",
+                ));
         }
-        match kernel.link(&name).await? {
-            // Left by an ADD of the same attachment for another namespace, which it does not have any more.
-            Some(left) if left.group == group => delete(kernel, &name).await?,
-            _ => {}
-        }
+        // The name is taken, by an ADD of the same attachment for another namespace perhaps: that one may live.
     }
     Err(CniError::internal(format!("{TRIES} names for the host's end of the pair are taken: see ip link")))
 }
@@ -183,13 +181,13 @@ pub(super) async fn await_carrier(kernel: &Kernel, name: &str) -> Result<(), Cni
     })
 }
 
-/// Deletes the host's end, and with it the pair, wherever the other end is.
+/// Deletes the host's ends of this attachment, and with them the pairs, wherever their other ends are.
 pub(super) async fn unplug(kernel: &Kernel, request: &Request) -> Result<(), CniError> {
     let group = names::group(&request.network);
     for salt in 0..TRIES {
         let name = names::host_end(&request.network, &request.attachment, salt);
         match kernel.link(&name).await? {
-            Some(link) if link.group == group => return delete(kernel, &name).await,
+            Some(link) if link.group == group => delete(kernel, &name).await?,
             // Somebody else's: ours has the next name, or is gone.
             Some(_) => {}
             None => return Ok(()),
@@ -214,7 +212,8 @@ pub(super) async fn sweep(network: &str, valid: &[Attachment]) -> Result<(), Cni
     answer
 }
 
-async fn delete(kernel: &Kernel, name: &str) -> Result<(), CniError> {
+/// Deletes a device, if it is there.
+pub(super) async fn delete(kernel: &Kernel, name: &str) -> Result<(), CniError> {
     match kernel.delete_link(name).await {
         Err(error) if error.errno != Errno::ENODEV => Err(error.into()),
         _ => Ok(()),

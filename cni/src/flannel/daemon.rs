@@ -79,11 +79,14 @@ impl Daemon {
         };
         let dead = |why: String| {
             CniError::new(Code::NOT_AVAILABLE, format!("flanneld does not answer at {}: {why}", self.socket.display()))
-                .with_details("pods that are there keep their network; kubectl -n kube-flannel get pods tells why it is down")
+                .with_details("what the kernel carries goes on, what the daemon's engine carried does not; its log tells why it ended")
         };
         match talk() {
             Ok(answer) => serde_json::from_slice(&answer).map(Some).map_err(|error| dead(error.to_string())),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                Err(dead(format!("no answer within {} s", PATIENCE.as_secs())))
+            }
             Err(error) => Err(dead(error.to_string())),
         }
     }

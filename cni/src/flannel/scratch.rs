@@ -35,11 +35,16 @@ impl<'a> Scratch<'a> {
 
     /// Notes with which configuration a container is connected. Whoever reads meanwhile sees the old file, the new one or
     /// none. Not flushed to the disk: a power loss takes the containers too, and DEL can do without.
-    pub(super) fn write(&self, attachment: &Attachment, delegate: &Value) -> Result<(), CniError> {
+    pub(super) fn write(
+        &self,
+        network: &str,
+        attachment: &Attachment,
+        delegate: &Value,
+    ) -> Result<(), CniError> {
         let text = delegate.to_string();
         let write = || -> io::Result<()> {
             DirBuilder::new().recursive(true).mode(0o700).create(self.directory)?;
-            let aside = self.unfinished(attachment);
+            let aside = self.unfinished(network, attachment);
             let mut file =
                 File::options().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
             file.write_all(text.as_bytes())?;
@@ -60,7 +65,7 @@ impl<'a> Scratch<'a> {
         write().map_err(|error| CniError::io("write a file in", self.directory, &error))
     }
 
-    /// What is noted; `None` where nothing is, or nothing that can be read.
+    /// What is noted; `None` where nothing is, or nothing that makes sense.
     pub(super) fn read(&self, attachment: &Attachment) -> Result<Option<Value>, CniError> {
         match self.read_file(&self.ours(attachment))? {
             Some(found) => Ok(Some(found)),
@@ -77,8 +82,8 @@ impl<'a> Scratch<'a> {
     }
 
     /// Forgets a container's device.
-    pub(super) fn remove(&self, attachment: &Attachment) -> Result<(), CniError> {
-        remove(&self.unfinished(attachment))?;
+    pub(super) fn remove(&self, network: &str, attachment: &Attachment) -> Result<(), CniError> {
+        remove(&self.unfinished(network, attachment))?;
         remove(&self.ours(attachment))?;
         // Flannel's name stands for the other devices as long as there are some.
         match self.others(attachment) {
@@ -88,30 +93,31 @@ impl<'a> Scratch<'a> {
         }
     }
 
-    /// All that is noted for a network. A file of flannel's alone says no device: it is told with an empty one. Files that
-    /// cannot be read, and those that a killed ADD left unfinished, are removed.
+    /// All that is noted for a network. A file of flannel's alone says no device: it is told with an empty one. What cannot
+    /// be read as a note of this network is somebody else's.
     pub(super) fn of_network(&self, network: &str) -> Result<Vec<(Attachment, Value)>, CniError> {
         let mut found = Vec::new();
         for name in self.names().map_err(|error| CniError::io("list", self.directory, &error))? {
-            let path = self.directory.join(&name);
-            if name.starts_with(UNFINISHED) {
-                remove(&path)?;
-                continue;
-            }
             let (container_id, ifname) = name.split_once('@').unwrap_or((&name, ""));
             let attachment = Attachment { container_id: container_id.to_owned(), ifname: ifname.to_owned() };
             if ifname.is_empty() && self.others(&attachment).unwrap_or_default() > 0 {
                 continue;
             }
-            match self.read_file(&path)? {
-                Some(config) if config.get("name").and_then(Value::as_str) == Some(network) => {
-                    found.push((attachment, config));
-                }
-                Some(_) => {}
-                None => remove(&path)?,
-            }
+            let noted = self.read_file(&self.directory.join(&name)).ok().flatten();
+            let is_meant = |config: &Value| config.get("name").and_then(Value::as_str) == Some(network);
+            found.extend(noted.filter(is_meant).map(|config| (attachment, config)));
         }
         Ok(found)
+    }
+
+    /// Removes what a killed ADD of this network left unfinished. A runtime sends no GC during an ADD.
+    pub(super) fn clear_unfinished(&self, network: &str) -> Result<(), CniError> {
+        let begin = format!("{UNFINISHED}{network}@");
+        let names = self.names().map_err(|error| CniError::io("list", self.directory, &error))?;
+        names
+            .iter()
+            .filter(|name| name.starts_with(&begin))
+            .try_for_each(|name| remove(&self.directory.join(name)))
     }
 
     fn flannels(&self, attachment: &Attachment) -> PathBuf {
@@ -123,8 +129,9 @@ impl<'a> Scratch<'a> {
     }
 
     /// Where an ADD writes. A runtime sends no two of them at once for one device.
-    fn unfinished(&self, attachment: &Attachment) -> PathBuf {
-        self.directory.join(format!("{UNFINISHED}{}@{}", attachment.container_id, attachment.ifname))
+    fn unfinished(&self, network: &str, attachment: &Attachment) -> PathBuf {
+        self.directory
+            .join(format!("{UNFINISHED}{network}@{}@{}", attachment.container_id, attachment.ifname))
     }
 
     /// How many other devices of the container are noted.

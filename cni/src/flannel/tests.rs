@@ -91,13 +91,13 @@ fn devices_of_one_container_have_scratch_files_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let scratch = Scratch::new(dir.path());
     let (one, two) = (json!({"name": "n", "mtu": 1}), json!({"name": "n", "mtu": 2}));
-    scratch.write(&at("c", "eth0"), &one).unwrap();
-    scratch.write(&at("c", "net1"), &two).unwrap();
+    scratch.write("n", &at("c", "eth0"), &one).unwrap();
+    scratch.write("n", &at("c", "net1"), &two).unwrap();
     assert_eq!(scratch.read(&at("c", "eth0")).unwrap(), Some(one));
     assert_eq!(scratch.read(&at("c", "net1")).unwrap(), Some(two));
-    scratch.remove(&at("c", "eth0")).unwrap();
+    scratch.remove("n", &at("c", "eth0")).unwrap();
     assert!(dir.path().join("c").exists(), "net1 is still connected");
-    scratch.remove(&at("c", "net1")).unwrap();
+    scratch.remove("n", &at("c", "net1")).unwrap();
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
@@ -106,11 +106,11 @@ fn scratch_files_are_read_both_ways_with_flannels_plugin() {
     let dir = tempfile::tempdir().unwrap();
     let scratch = Scratch::new(dir.path());
     let delegate = json!({"name": "n", "type": "bridge"});
-    scratch.write(&at("ours", "eth0"), &delegate).unwrap();
+    scratch.write("n", &at("ours", "eth0"), &delegate).unwrap();
     assert_eq!(std::fs::read_to_string(dir.path().join("ours")).unwrap(), delegate.to_string());
     std::fs::write(dir.path().join("theirs"), delegate.to_string()).unwrap();
     assert_eq!(scratch.read(&at("theirs", "eth0")).unwrap(), Some(delegate));
-    scratch.remove(&at("theirs", "eth0")).unwrap();
+    scratch.remove("n", &at("theirs", "eth0")).unwrap();
     assert!(!dir.path().join("theirs").exists());
 }
 
@@ -122,9 +122,29 @@ fn a_torn_scratch_file_is_none() {
         std::fs::write(dir.path().join("c"), torn).unwrap();
         assert_eq!(scratch.read(&at("c", "eth0")).unwrap(), None, "{torn:?}");
     }
-    std::fs::write(dir.path().join(".writing-1"), "half").unwrap();
     assert_eq!(scratch.of_network("n").unwrap(), []);
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "what nobody can use is cleared away");
+}
+
+#[test]
+fn gc_passes_over_whatever_is_not_of_its_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let scratch = Scratch::new(dir.path());
+    for (name, text) in
+        [("README", "hello"), ("torn", "{\"na"), (".writing-n@c@eth0", "{"), (".writing-other@c@eth0", "{")]
+    {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    std::fs::create_dir(dir.path().join("directory")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", dir.path().join("link")).unwrap();
+    scratch.write("n", &at("z", "eth0"), &json!({"name": "n"})).unwrap();
+    let found: Vec<Attachment> = scratch.of_network("n").unwrap().into_iter().map(|(at, _)| at).collect();
+    assert_eq!(found, [at("z", "eth0")]);
+    scratch.clear_unfinished("n").unwrap();
+    scratch.remove("n", &at("z", "eth0")).unwrap();
+    let mut left: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, [".writing-other@c@eth0", "README", "directory", "link", "torn"]);
 }
 
 #[test]
@@ -132,8 +152,8 @@ fn gc_sees_a_container_once_whoever_wrote_its_file() {
     let dir = tempfile::tempdir().unwrap();
     let scratch = Scratch::new(dir.path());
     let delegate = json!({"name": "n"});
-    scratch.write(&at("a", "eth0"), &delegate).unwrap();
-    scratch.write(&at("b", "eth0"), &json!({"name": "other"})).unwrap();
+    scratch.write("n", &at("a", "eth0"), &delegate).unwrap();
+    scratch.write("n", &at("b", "eth0"), &json!({"name": "other"})).unwrap();
     std::fs::write(dir.path().join("c"), delegate.to_string()).unwrap();
     let found: Vec<Attachment> = scratch.of_network("n").unwrap().into_iter().map(|(at, _)| at).collect();
     assert_eq!(found, [at("a", "eth0"), at("c", "")]);

@@ -21,11 +21,15 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hostnet::regular_file::{self, Links};
 use nix::fcntl::OFlag;
 
 use super::boot::{self, Boot};
 use super::lock;
 use crate::protocol::{Attachment, CniError};
+
+/// What is read of files that hold an address or a boot's name.
+const LONGEST_SMALL: u64 = 256;
 
 /// Where a reservation is written. One name does, as only who holds the lock writes.
 const ASIDE: &str = ".reservation";
@@ -160,7 +164,7 @@ impl Store {
     fn settle_boot(&mut self) {
         let Some(boot) = self.boot.clone() else { return };
         let path = self.directory.join(boot::FILE);
-        let noted = fs::read_to_string(&path).unwrap_or_default();
+        let noted = read_small(&path).unwrap_or_default();
         if noted.trim() == boot.id() {
             return;
         }
@@ -205,7 +209,7 @@ impl Store {
 
     /// The address that a range set gave last. A file that cannot be read costs no more than a start at the beginning.
     pub fn last(&self, set: usize) -> Option<IpAddr> {
-        let text = fs::read_to_string(self.last_path(set)).ok()?;
+        let text = read_small(&self.last_path(set))?;
         text.trim().parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
     }
 
@@ -239,7 +243,7 @@ impl Store {
         }
         self.reservations.insert(ip, Reservation { name, owner: Owner::Attachment(owner.clone()) });
         // It only says where to go on.
-        fs::write(self.last_path(set), ip.to_string()).ok();
+        write_small(&self.last_path(set), &ip.to_string()).ok();
         Ok(true)
     }
 
@@ -326,6 +330,19 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
         true => Err(io::Error::other("too long")),
         false => Ok(content),
     }
+}
+
+/// A file of some bytes; `None` for whatever is no such file. No link is followed and no pipe waited for.
+fn read_small(path: &Path) -> Option<String> {
+    String::from_utf8(regular_file::read(path, LONGEST_SMALL, Links::Refuse).ok()?).ok()
+}
+
+/// Writes a file of some bytes in its place, under the same conditions.
+fn write_small(path: &Path, text: &str) -> io::Result<()> {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    let mut file =
+        File::options().write(true).create(true).truncate(true).mode(0o644).custom_flags(flags).open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 #[cfg(test)]

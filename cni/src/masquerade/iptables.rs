@@ -17,6 +17,8 @@ use super::Masquerade;
 use crate::filter::{Backend, chain_name, cut, quoted, word_after, words};
 use crate::protocol::Attachment;
 
+/// How often rules that change meanwhile are read again.
+const LOOKS: u32 = 5;
 const TABLE: &str = "nat";
 const FROM: &str = "POSTROUTING";
 /// What `xt_comment` holds, without the zero at its end.
@@ -135,7 +137,7 @@ pub(super) async fn remove(masquerade: &Masquerade) -> Result<(), ProgramError> 
             };
             target == chain && !source.is_some_and(is_another)
         };
-        take_away(&iptables, Some(&chain), is_meant).await?;
+        take_away_again(&iptables, Some(&chain), is_meant).await?;
     }
     Ok(())
 }
@@ -148,7 +150,7 @@ pub(super) async fn gc(network: &str, valid: &[Attachment]) -> Result<(), Progra
     };
     for version in IpVersion::ALL {
         match Iptables::locate(version) {
-            Ok(iptables) => take_away(&iptables, None, is_meant).await?,
+            Ok(iptables) => take_away_again(&iptables, None, is_meant).await?,
             Err(_missing) => {}
         }
     }
@@ -158,6 +160,28 @@ pub(super) async fn gc(network: &str, valid: &[Attachment]) -> Result<(), Progra
 /// The network and the container of a comment of ours.
 pub(super) fn read_comment(comment: &str) -> Option<(&str, &str)> {
     comment.strip_prefix("name: \"")?.strip_suffix('"')?.split_once("\" id: \"")
+}
+
+/// What was read may be gone, or be more, before it is taken away, by an ADD or a DEL of the same container: then it is read
+/// again.
+async fn take_away_again(
+    iptables: &Iptables,
+    own: Option<&str>,
+    is_meant: impl Fn(&str, &[String]) -> bool,
+) -> Result<(), ProgramError> {
+    let mut left = LOOKS;
+    loop {
+        left -= 1;
+        // A chain that is gone is no one to empty.
+        let own = match own {
+            Some(chain) if iptables.rules(TABLE, chain).await?.is_none() => None,
+            own => own,
+        };
+        match take_away(iptables, own, &is_meant).await {
+            Err(_changed) if left > 0 => {}
+            other => return other,
+        }
+    }
 }
 
 /// Takes away the jumps that are meant, with the chains that they led to and `own`, unless something else leads there.

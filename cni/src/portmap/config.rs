@@ -299,7 +299,7 @@ fn mapping(raw: &RawMapping) -> Result<Mapping, CniError> {
     };
     let host_ip = match raw.host_ip.as_deref() {
         None | Some("") => None,
-        Some(text) => Some(text.parse().map_err(|_| {
+        Some(text) => Some(text.parse::<IpAddr>().map(|ip| ip.to_canonical()).map_err(|_| {
             CniError::config(format!("invalid hostIP of a port mapping: {text:?}"))
                 .with_details("it is an IPv4 or IPv6 address of this host, or is left out")
         })?),

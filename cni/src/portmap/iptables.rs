@@ -21,6 +21,8 @@ use crate::filter::{chain_name, cut, quoted, told, word_after, words};
 use crate::protocol::Attachment;
 
 const TABLE: &str = "nat";
+/// How often rules that change meanwhile are read again.
+const LOOKS: u32 = 5;
 const DNAT: &str = "CNI-HOSTPORT-DNAT";
 const SET_MARK: &str = "CNI-HOSTPORT-SETMARK";
 const MASQUERADE: &str = "CNI-HOSTPORT-MASQ";
@@ -236,12 +238,20 @@ pub(super) async fn remove(
         {
             continue;
         }
-        let Some(entries) = iptables.rules(TABLE, DNAT).await? else { continue };
-        let ours: Vec<String> = entries.into_iter().filter(|rule| leads_to(rule, &chain)).collect();
-        if ours.is_empty() && iptables.rules(TABLE, &chain).await?.is_none() {
-            continue;
+        // What was read may be gone before it is taken away, by another DEL of the same container: then it is read again.
+        let mut left = LOOKS;
+        while let Some(entries) = iptables.rules(TABLE, DNAT).await? {
+            let ours: Vec<String> = entries.into_iter().filter(|rule| leads_to(rule, &chain)).collect();
+            if ours.is_empty() && iptables.rules(TABLE, &chain).await?.is_none() {
+                break;
+            }
+            left -= 1;
+            match take_away(&iptables, &ours, &BTreeSet::from([chain.clone()])).await {
+                Err(_changed) if left > 0 => {}
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
         }
-        take_away(&iptables, &ours, &BTreeSet::from([chain.clone()])).await?;
     }
     Ok(())
 }

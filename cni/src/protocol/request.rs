@@ -240,19 +240,124 @@ impl Request {
 /// # Errors
 /// Which field is wrong.
 pub fn parse_config<T: DeserializeOwned>(value: &Value) -> Result<T, CniError> {
-    T::deserialize(value).map_err(|error| {
+    T::deserialize(as_go_reads(value)).map_err(|error| {
         CniError::new(Code::DECODING_FAILURE, format!("failed to parse network configuration: {error}"))
     })
 }
 
+/// `null` means the same as nothing, as it does to the reference library.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(object) => {
+            let kept = object.into_iter().filter(|(_, value)| !value.is_null());
+            Value::Object(kept.map(|(key, value)| (key, without_nulls(value))).collect())
+        }
+        Value::Array(list) => Value::Array(list.into_iter().map(without_nulls).collect()),
+        plain => plain,
+    }
+}
+
+/// The same with the keys that plugins know in the letters that they know them in: Go reads `isgateway` for `isGateway`.
+pub(super) fn as_go_reads(value: &Value) -> Value {
+    match value {
+        Value::Object(object) => {
+            let known = |key: &String| {
+                let same = KEYS.iter().find(|known| known.eq_ignore_ascii_case(key));
+                // The right spelling goes before any other.
+                same.filter(|known| !object.contains_key(**known))
+                    .map_or_else(|| key.clone(), |known| (*known).to_owned())
+            };
+            Value::Object(object.iter().map(|(key, value)| (known(key), as_go_reads(value))).collect())
+        }
+        Value::Array(list) => Value::Array(list.iter().map(as_go_reads).collect()),
+        plain => plain.clone(),
+    }
+}
+
+/// The keys of all plugins of ours.
+const KEYS: [&str; 72] = [
+    "address",
+    "addresses",
+    "advmss",
+    "args",
+    "backend",
+    "bridge",
+    "cni",
+    "cniVersion",
+    "conditionsV4",
+    "conditionsV6",
+    "containerID",
+    "containerPort",
+    "dataDir",
+    "delegate",
+    "disableContainerInterface",
+    "dns",
+    "domain",
+    "dst",
+    "enabledad",
+    "externalSetMarkChain",
+    "forceAddress",
+    "gateway",
+    "gw",
+    "hairpinMode",
+    "hostIP",
+    "hostPort",
+    "id",
+    "ifname",
+    "interface",
+    "interfaces",
+    "ip",
+    "ip4",
+    "ip6",
+    "ipMasq",
+    "ipMasqBackend",
+    "ipRanges",
+    "ipam",
+    "ips",
+    "isDefaultGateway",
+    "isGateway",
+    "mac",
+    "macspoofchk",
+    "markMasqBit",
+    "masqAll",
+    "maxID",
+    "minID",
+    "mtu",
+    "name",
+    "nameservers",
+    "options",
+    "pciID",
+    "portIsolation",
+    "portMappings",
+    "preserveDefaultVlan",
+    "priority",
+    "promiscMode",
+    "protocol",
+    "rangeEnd",
+    "rangeStart",
+    "ranges",
+    "resolvConf",
+    "routes",
+    "runtimeConfig",
+    "sandbox",
+    "scope",
+    "search",
+    "snat",
+    "socketPath",
+    "subnet",
+    "subnetFile",
+    "table",
+    "type",
+];
+
 fn head(stdin: &[u8]) -> Result<(Head, Value), CniError> {
     let decoding = |error: serde_json::Error| {
-        CniError::new(Code::DECODING_FAILURE, format!("error unmarshall network config: {error}"))
+        CniError::new(Code::DECODING_FAILURE, format!("failed to parse network configuration: {error}"))
             .with_details("stdin should hold the network's configuration as JSON")
     };
     let config: Map<String, Value> = serde_json::from_slice(stdin).map_err(decoding)?;
-    let config = Value::Object(config);
-    let head = Head::deserialize(&config).map_err(decoding)?;
+    let config = without_nulls(Value::Object(config));
+    let head = Head::deserialize(as_go_reads(&config)).map_err(decoding)?;
     Ok((head, config))
 }
 

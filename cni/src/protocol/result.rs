@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::request::as_go_reads;
 use super::{CniError, Code, Version};
 
 /// What ADD made, in the newest version's form.
@@ -48,7 +49,7 @@ pub struct Interface {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpConfig {
     /// Index into the interfaces.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "negative_is_none")]
     pub interface: Option<usize>,
     /// The address with the length of its network's prefix.
     pub address: IpNet,
@@ -191,7 +192,13 @@ impl AddResult {
             #[serde(default)]
             routes: Option<Vec<Route>>,
         }
-        let read: Read = Deserialize::deserialize(value)
+        if !value.is_object() {
+            return Err(CniError::new(
+                Code::DECODING_FAILURE,
+                format!("read a CNI result: it is no object: {value}"),
+            ));
+        }
+        let read: Read = Deserialize::deserialize(as_go_reads(value))
             .map_err(|error| CniError::new(Code::DECODING_FAILURE, format!("read a CNI result: {error}")))?;
         let mut result = Self {
             interfaces: read.interfaces.unwrap_or_default(),
@@ -242,6 +249,12 @@ impl Route {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+/// Some plugins write -1 for no interface.
+fn negative_is_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    let number: Option<i64> = Deserialize::deserialize(deserializer)?;
+    Ok(number.and_then(|number| usize::try_from(number).ok()))
 }
 
 /// Older libraries write a gateway that is not there as an empty text.

@@ -11,13 +11,16 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 /// One network namespace, kept alive by this handle and its clones.
 #[derive(Clone, Debug)]
@@ -41,8 +44,16 @@ impl NetNs {
     }
 
     /// A namespace by a file that stands for it: `/proc/PID/ns/net`, `/run/netns/NAME`, a bind mount of either.
+    ///
+    /// # Errors
+    /// The system's, and `InvalidInput` for a file that stands for no namespace: what `/run/netns/NAME` is once nothing is
+    /// mounted on it. Never waits, for a pipe either.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { fd: Arc::new(File::open(path)?.into()) })
+        let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+        if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no namespace"));
+        }
+        Ok(Self { fd: Arc::new(file.into()) })
     }
 
     /// Runs `f` inside the namespace on a thread of its own and waits for it. The thread's name (at most 15 bytes are

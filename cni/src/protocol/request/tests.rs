@@ -89,6 +89,27 @@ fn arguments_that_nobody_knows_are_refused_unless_they_are_to_be_ignored() {
 }
 
 #[test]
+fn null_is_nothing_and_letters_may_be_of_any_case() {
+    #[derive(Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    #[derive(Default, Debug, PartialEq)]
+    struct Some {
+        is_gateway: bool,
+        mtu: u32,
+        data_dir: String,
+    }
+    let config =
+        r#"{"cniVersion":null,"name":"n","mtu":null,"isgateway":true,"DATADIR":"/d","ipam":{"Subnet":null}}"#;
+    let request = read(&ADD, config).unwrap();
+    assert_eq!(
+        request.config::<Some>().unwrap(),
+        Some { is_gateway: true, mtu: 0, data_dir: "/d".to_owned() }
+    );
+    let both = serde_json::json!({"isgateway": false, "isGateway": true});
+    assert!(parse_config::<Some>(&both).unwrap().is_gateway);
+}
+
+#[test]
 fn gc_without_a_list_frees_nothing() {
     let gc = [("CNI_COMMAND", "GC"), ("CNI_PATH", "/x")];
     assert_eq!(read(&gc, CONFIG).unwrap().valid_attachments().unwrap_err().code, Code::INVALID_CONFIG);
