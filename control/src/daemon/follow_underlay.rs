@@ -14,6 +14,8 @@ pub(super) enum Found {
     Same,
     /// Another interface, index, name, address or MTU.
     Changed(Underlay),
+    /// It is there as it was, and carries nothing: it was set down, or has no carrier.
+    Down(&'static str),
     /// There is none at present.
     Gone(UnderlayError),
 }
@@ -30,7 +32,13 @@ pub(super) fn look(
         None => Underlay::choose(choice, families, host),
     };
     match chosen {
-        Ok(chosen) if chosen == *current => Found::Same,
+        Ok(chosen) if chosen == *current => {
+            match host.links.iter().find(|link| link.index == current.index) {
+                Some(link) if !link.up => Found::Down("it is set down"),
+                Some(link) if !link.carrier => Found::Down("it has no carrier: a cable or a peer is missing"),
+                _ => Found::Same,
+            }
+        }
         Ok(chosen) => Found::Changed(chosen),
         Err(error) => Found::Gone(error),
     }
@@ -190,6 +198,18 @@ mod tests {
             panic!("not followed")
         };
         assert_eq!(moved.v4, Some(End { local: [192, 0, 2, 9].into(), public }));
+    }
+
+    #[test]
+    fn an_interface_that_is_down_carries_nothing() {
+        let found = |up: bool, carrier: bool| {
+            let eth0 = Link { up, carrier, ..link(2, "eth0", 1500) };
+            let addresses = vec![address(&eth0, "192.0.2.1/24")];
+            look(&current(), &InterfaceChoice::default(), V4, &host(vec![eth0], addresses, "eth0"))
+        };
+        assert_eq!(found(true, true), Found::Same);
+        assert_eq!(found(false, false), Found::Down("it is set down"));
+        assert!(matches!(found(true, false), Found::Down(_)));
     }
 
     #[test]

@@ -156,6 +156,12 @@ impl Keeper<'_> {
                 }
                 self.anywhere = None;
             }
+            Found::Down(why) => {
+                let why = format!("interface {current} carries nothing: {why}");
+                if self.underlay_trouble.is_news(&why) {
+                    tracing::warn!("{why}");
+                }
+            }
             Found::Changed(underlay) => {
                 let (what, whole) = (difference(current, &underlay), underlay.to_string());
                 match self.node.adopt(underlay).await {
