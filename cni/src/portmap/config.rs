@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
 use hostnet::filter::IpVersion;
@@ -262,20 +262,29 @@ fn conditions(key: &str, words: Option<Vec<String>>) -> Result<Vec<String>, CniE
 
 /// Each mapping once. Two that lead the same port to different places are refused: which one works would be chance.
 fn distinct(raw: Vec<RawMapping>) -> Result<Vec<Mapping>, CniError> {
-    let mut known: BTreeMap<(NonZeroU16, Protocol, Option<IpAddr>), NonZeroU16> = BTreeMap::new();
+    let mut known: BTreeMap<(NonZeroU16, Protocol, IpAddr), NonZeroU16> = BTreeMap::new();
     let mut mappings = Vec::new();
     for raw in raw {
         let mapping = mapping(&raw)?;
         let Mapping { host_port, container_port, protocol, host_ip } = mapping;
-        match known.insert((host_port, protocol, host_ip), container_port) {
-            None => mappings.push(mapping),
-            Some(other) if other == container_port => {}
-            Some(other) => {
-                let text = format!(
-                    "{protocol} port {host_port} of the host is to lead to port {other} and to port {container_port}"
-                );
-                return Err(CniError::config(text).with_details("leave one of the two port mappings out"));
+        // No address stands for all of both families.
+        let all = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let places = host_ip.map_or_else(|| all.to_vec(), |ip| vec![ip]);
+        let mut is_new = false;
+        for ip in places {
+            match known.insert((host_port, protocol, ip), container_port) {
+                None => is_new = true,
+                Some(other) if other == container_port => {}
+                Some(other) => {
+                    let text = format!(
+                        "{protocol} port {host_port} of the host is to lead to port {other} and to port {container_port}"
+                    );
+                    return Err(CniError::config(text).with_details("leave one of the two port mappings out"));
+                }
             }
+        }
+        if is_new {
+            mappings.push(mapping);
         }
     }
     Ok(mappings)
