@@ -439,7 +439,7 @@ fn starts_that_cannot_work_say_what_to_do(scene: &Scene) -> anyhow::Result<()> {
     let other = format!("-subnet-file={}", stage.subnet_file(0).with_file_name("other.env").display());
     expect(
         stage.refusal(0, &[&other])?,
-        &["another flanneld carries packets on flannel.1", "stop that process"],
+        &["another flanneld carries packets on flannel.1", "Stop that process"],
     )?;
 
     let config = stage.leases().join("config");

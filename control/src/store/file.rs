@@ -211,7 +211,7 @@ impl<C: Clock> LeaseStore for FileStore<C> {
     }
 }
 
-fn during<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
+fn during<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> StoreError + 'a {
     move |source| StoreError::Io { doing, path: path.to_owned(), source }
 }
 

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use hostnet::regular_file::{self, Links};
@@ -39,12 +40,20 @@ pub struct Unreadable {
 impl Scan {
     /// Looks at `dir`. One bad file is one entry in [`unreadable`](Self::unreadable); only the directory itself can fail.
     pub fn of(dir: &Path) -> Result<Self, StoreError> {
+        let failed = during("list the leases in", dir);
+        let inode = || fs::metadata(dir).map(|found| (found.dev(), found.ino()));
+        let before = inode().map_err(&failed)?;
         let mut scan = Self::default();
-        for entry in fs::read_dir(dir).map_err(during("list the leases in", dir))? {
-            let name = entry.map_err(during("list the leases in", dir))?.file_name();
+        for entry in fs::read_dir(dir).map_err(&failed)? {
+            let name = entry.map_err(&failed)?.file_name();
             scan.take(dir, &name);
         }
-        Ok(scan)
+        // Files of a directory that was moved away meanwhile would look deleted.
+        match inode() {
+            Ok(after) if after == before => Ok(scan),
+            Ok(_) => Err(failed(io::Error::other("it was replaced while it was read"))),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     /// The subnets that unreadable files stand for.
