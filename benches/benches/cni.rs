@@ -22,7 +22,8 @@ const SINGLE: usize = 20;
 const AT_ONCE: usize = 100;
 
 /// What is measured.
-const FIGURES: [&str; 4] = ["one ADD", "one DEL", "100 ADDs at once", "100 DELs at once"];
+const FIGURES: [&str; 6] =
+    ["one ADD", "one DEL", "one ADD, ipMasq", "one DEL, ipMasq", "100 ADDs at once", "100 DELs at once"];
 
 #[expect(clippy::print_stdout, reason = "it is what a benchmark is for")]
 fn main() -> anyhow::Result<()> {
@@ -85,13 +86,17 @@ fn measure(
     let some = containers.get(..SINGLE).context("enough containers")?;
     let one_add = timed(|| some.iter().try_for_each(|one| runtime.add(one).map(drop)))?;
     let one_delete = timed(|| some.iter().try_for_each(|one| runtime.delete(one)))?;
+    let mut masked = runtime.clone();
+    masked.config["ipMasq"] = true.into();
+    let mask_add = timed(|| some.iter().try_for_each(|one| masked.add(one).map(drop)))?;
+    let mask_delete = timed(|| some.iter().try_for_each(|one| masked.delete(one)))?;
     let all_add = timed(|| at_once(containers, |one| runtime.add(one).map(drop)))?;
     let all_delete = timed(|| at_once(containers, |one| runtime.delete(one)))?;
     let left = std::fs::read_dir(data.join("pods"))?.filter_map(Result::ok);
     let left = left.filter(|file| file.file_name().to_string_lossy().starts_with("10.244")).count();
     ensure!(left == 0, "{} leaked {left} addresses", plugins.display());
     let each = u32::try_from(SINGLE)?;
-    Ok([one_add / each, one_delete / each, all_add, all_delete])
+    Ok([one_add / each, one_delete / each, mask_add / each, mask_delete / each, all_add, all_delete])
 }
 
 fn timed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Duration> {

@@ -145,7 +145,14 @@ pub(super) async fn plug(
 
 /// Puts the host's end on the bridge, up.
 pub(super) async fn attach(kernel: &Kernel, config: &Config, name: &str) -> Result<(), CniError> {
-    let joined = LinkSettings { master: Some(config.bridge.clone()), ..LinkSettings::default() };
+    // Frames must not pass before VLANs and isolation are set. Where neither is, one request does both: between two of
+    // them the kernel's own work after the first one holds its lock for two milliseconds.
+    let is_open = !config.isolated && !config.has_vlans();
+    let joined = LinkSettings {
+        master: Some(config.bridge.clone()),
+        up: is_open.then_some(true),
+        ..LinkSettings::default()
+    };
     kernel.set_link(name, &joined).await?;
     let port = PortSettings { hairpin: config.hairpin, isolated: config.isolated };
     if port != PortSettings::default() {
@@ -159,7 +166,10 @@ pub(super) async fn attach(kernel: &Kernel, config: &Config, name: &str) -> Resu
     for vlans in &config.trunk {
         kernel.add_port_vlans(name, *vlans).await?;
     }
-    Ok(kernel.set_link(name, &LinkSettings { up: Some(true), ..LinkSettings::default() }).await?)
+    if !is_open {
+        kernel.set_link(name, &LinkSettings { up: Some(true), ..LinkSettings::default() }).await?;
+    }
+    Ok(())
 }
 
 /// Waits until frames pass. Both ends are up already, so that the first look is the last, usually.
