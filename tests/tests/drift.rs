@@ -201,7 +201,7 @@ fn whatever_is_changed_by_hand_comes_back(scene: &Scene) -> anyhow::Result<()> {
                 Ok(node.run("sysctl", || sysctl::set("net/ipv6/conf/flannel-v6.1/disable_ipv6", "1"))??)
             }),
         ),
-        ("a device is renamed", Box::new(|| sh(node, &renamed("flannel.1")).map(drop))),
+        ("a device is renamed", Box::new(|| rename(&ours.daemons[0], node, "flannel.1"))),
         (
             "a device is made a port of a bridge",
             Box::new(|| {
@@ -234,9 +234,13 @@ fn whatever_is_changed_by_hand_comes_back(scene: &Scene) -> anyhow::Result<()> {
     ours.daemons.into_iter().try_for_each(end)
 }
 
-/// The shell line that gives a device another name.
-fn renamed(device: &str) -> String {
-    format!("ip link set {device} down; ip link set {device} name foo; ip link set foo up")
+/// Gives a device another name. The daemon is stopped meanwhile, or it would be faster than this.
+fn rename(daemon: &Daemon, node: &NetNs, device: &str) -> anyhow::Result<()> {
+    kill(daemon.pid(), Signal::SIGSTOP)?;
+    let line = format!("ip link set {device} down; ip link set {device} name foo; ip link set foo up");
+    let renamed = sh(node, &line);
+    kill(daemon.pid(), Signal::SIGCONT)?;
+    renamed.map(drop)
 }
 
 fn an_engines_device_that_is_renamed_is_made_again(scene: &Scene) -> anyhow::Result<()> {
@@ -244,7 +248,7 @@ fn an_engines_device_that_is_renamed_is_made_again(scene: &Scene) -> anyhow::Res
     ours.all_reach_each_other()?;
     let node = ours.cluster.nodes()[0].namespace();
     let good = host::state(node)?;
-    sh(node, &renamed("flannel0"))?;
+    rename(&ours.daemons[0], node, "flannel0")?;
     until("the device and its routes come back", || Ok(host::state(node)? == good))?;
     ensure!(sh(node, "ip -o link")?.matches("foo").count() == 0, "the renamed device is left");
     ours.all_reach_each_other()?;
