@@ -324,6 +324,7 @@ fn what_flannel_left_goes_and_what_others_made_stays(scene: &Scene) -> anyhow::R
     let cluster = Cluster::build(&Plan { underlay: Underlay::V4, ..Plan::nodes(1) })?;
     let node = &cluster.nodes()[0];
     write_config(dir, &net_conf("vxlan", Inner::V4))?;
+    // Behind the first hundred subnets, of which the node draws its own.
     let net = |text: &str| text.parse::<IpNet>();
     netlink::inside(node.namespace(), async |kernel: Kernel| {
         let up = LinkSettings { up: Some(true), ..LinkSettings::default() };
@@ -336,37 +337,37 @@ fn what_flannel_left_goes_and_what_others_made_stays(scene: &Scene) -> anyhow::R
             };
             kernel.add_vxlan(&vxlan).await?;
             kernel.set_link(device, &up).await?;
-            kernel.add_address(device, net("10.5.33.0/32")?).await?;
+            kernel.add_address(device, net("10.5.133.0/32")?).await?;
         }
         let mac = [2, 0, 0, 0, 0, 0x33];
-        let ip = "10.5.34.0".parse()?;
+        let ip = "10.5.134.0".parse()?;
         kernel.replace_neighbour(&Neighbour { device: "flannel.1".into(), ip, mac }).await?;
         let dst = "192.0.2.34".parse()?;
         kernel.replace_fdb(&FdbEntry { device: "flannel.1".into(), mac, dst }).await?;
         let tunnelled =
-            Route { via: Some(ip), onlink: true, ..Route::new(net("10.5.34.0/24")?, "flannel.1") };
+            Route { via: Some(ip), onlink: true, ..Route::new(net("10.5.134.0/24")?, "flannel.1") };
         kernel.replace_route(&tunnelled).await?;
-        let gateway = Route { via: Some("192.0.2.35".parse()?), ..Route::new(net("10.5.35.0/24")?, "eth0") };
+        let gateway = Route { via: Some("192.0.2.35".parse()?), ..Route::new(net("10.5.135.0/24")?, "eth0") };
         kernel.replace_route(&gateway).await?;
         // Somebody else's: a device of a like name, a route that is marked, one outside the network, one of a pod.
         kernel.add_bridge("flannel.77").await?;
         kernel.set_link("flannel.77", &up).await?;
         let marked = Route {
             protocol: RouteProtocol::STATIC,
-            ..Route { dest: net("10.5.36.0/24")?, ..gateway.clone() }
+            ..Route { dest: net("10.5.136.0/24")?, ..gateway.clone() }
         };
         kernel.replace_route(&marked).await?;
         kernel.replace_route(&Route { dest: net("10.99.0.0/16")?, ..gateway }).await?;
-        Ok(kernel.replace_route(&Route::new(net("10.5.37.5/32")?, "flannel.77")).await?)
+        Ok(kernel.replace_route(&Route::new(net("10.5.137.5/32")?, "flannel.77")).await?)
     })?;
     let daemon = Daemon::spawn(node, dir, KERNEL)?;
     daemon.ready()?;
     let there = host::state(node.namespace())?.join("\n");
-    for gone in ["10.5.33.0", "10.5.34.0", "10.5.35.0", "02:00:00:00:00:33", "flannel.42"] {
+    for gone in ["10.5.133.0", "10.5.134.0", "10.5.135.0", "02:00:00:00:00:33", "flannel.42"] {
         ensure!(!there.contains(gone), "{gone} is left:\n{there}\n{}", daemon.log());
     }
     for kept in
-        ["link flannel.77", "10.5.36.0/24 via 192.0.2.35", "10.99.0.0/16", "10.5.37.5/32 dev flannel.77"]
+        ["link flannel.77", "10.5.136.0/24 via 192.0.2.35", "10.99.0.0/16", "10.5.137.5/32 dev flannel.77"]
     {
         ensure!(there.contains(kept), "{kept} went:\n{there}\n{}", daemon.log());
     }
