@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use hostnet::regular_file::{self, Links};
@@ -15,6 +14,9 @@ use crate::store::StoreError;
 /// A lease file is a few hundred bytes; what is longer is none.
 const LONGEST_VALUE: u64 = 16 * 1024;
 
+/// How often a directory is read that changes meanwhile.
+const LOOKS: u32 = 5;
+
 /// What the directory holds.
 #[derive(Debug, Default)]
 pub struct Scan {
@@ -24,6 +26,8 @@ pub struct Scan {
     pub unreadable: Vec<Unreadable>,
     /// Temporary files; whoever holds the lock may delete them.
     pub leftovers: Vec<PathBuf>,
+    /// A file was listed and could not be found.
+    lost_some: bool,
 }
 
 /// A file that is no lease.
@@ -41,19 +45,19 @@ impl Scan {
     /// Looks at `dir`. One bad file is one entry in [`unreadable`](Self::unreadable); only the directory itself can fail.
     pub fn of(dir: &Path) -> Result<Self, StoreError> {
         let failed = during("list the leases in", dir);
-        let inode = || fs::metadata(dir).map(|found| (found.dev(), found.ino()));
-        let before = inode().map_err(&failed)?;
-        let mut scan = Self::default();
-        for entry in fs::read_dir(dir).map_err(&failed)? {
-            let name = entry.map_err(&failed)?.file_name();
-            scan.take(dir, &name);
+        // A file that goes between the listing and the reading was deleted; or the directory was moved away, and then all of
+        // them look so. Another look tells.
+        for _ in 0..LOOKS {
+            let mut scan = Self::default();
+            for entry in fs::read_dir(dir).map_err(&failed)? {
+                let name = entry.map_err(&failed)?.file_name();
+                scan.take(dir, &name);
+            }
+            if !scan.lost_some {
+                return Ok(scan);
+            }
         }
-        // Files of a directory that was moved away meanwhile would look deleted.
-        match inode() {
-            Ok(after) if after == before => Ok(scan),
-            Ok(_) => Err(failed(io::Error::other("it was replaced while it was read"))),
-            Err(error) => Err(failed(error)),
-        }
+        Err(failed(io::Error::other("it changes faster than it can be read")))
     }
 
     /// The subnets that unreadable files stand for.
@@ -74,7 +78,10 @@ impl Scan {
             Err(not_a_key) => Err(format!("the name is {not_a_key}")),
             Ok(Key(subnet)) => match regular_file::read(&path, LONGEST_VALUE, Links::Refuse) {
                 // It was deleted between the listing and the reading.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.lost_some = true;
+                    return;
+                }
                 Err(error) => Err(error.to_string()),
                 Ok(bytes) if bytes.is_empty() => Err("the file is empty".to_owned()),
                 Ok(bytes) => parse_value(&bytes)
