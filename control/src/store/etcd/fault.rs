@@ -77,17 +77,16 @@ impl Fault {
             return Self::Failed(format!(
                 "{why} (if the server has no TLS, write http:// in --etcd-endpoints)"
             ));
-        } else if (settings.ca.is_some() || settings.identity.is_some())
-            && ["connection closed", "broken pipe", "connection reset"].iter().any(|end| why.contains(end))
-        {
+        } else if ended(&why) {
             // With TLS 1.3 a server judges the client's certificate when the client takes the connection for made, so
-            // its alert may come too late to be read. A server that is just killed ends connections like this too.
+            // its alert may come too late to be read. A server that speaks another protocol, or is just killed, ends
+            // connections like this too.
+            let or_else = match settings.ca.is_some() || settings.identity.is_some() {
+                true => format!(", or {shown}"),
+                false => String::new(),
+            };
             return Self::Failed(format!(
-                "{why} (if that stays so: with http:// in --etcd-endpoints write https://; with https:// {shown})"
-            ));
-        } else if why.contains("broken pipe") {
-            return Self::Failed(format!(
-                "{why} (if the server has TLS, write https:// in --etcd-endpoints)"
+                "{why} (if that stays so, the wrong one of http:// and https:// stands in --etcd-endpoints{or_else})"
             ));
         } else if why.contains("KeyMismatch") || why.contains("keys may not be consistent") {
             "--etcd-keyfile is not the key of --etcd-certfile"
@@ -96,6 +95,12 @@ impl Fault {
         };
         Self::Refused { why, remedy: remedy.to_owned() }
     }
+}
+
+/// Whether the connection was ended without a word. hyper and the kernel write this with another first letter.
+fn ended(why: &str) -> bool {
+    let why = why.to_ascii_lowercase();
+    ["connection closed", "broken pipe", "connection reset"].iter().any(|end| why.contains(end))
 }
 
 impl fmt::Display for Fault {

@@ -164,3 +164,25 @@ async fn https_to_a_server_without_tls_is_told() {
     let settings = EtcdSettings { endpoints, ca: Some(ours.file.clone()), ..h.settings() };
     assert_says("https", &ask(&settings).await.unwrap_err(), &["http://"]);
 }
+
+#[tokio::test]
+async fn a_server_that_hangs_up_makes_us_doubt_the_scheme() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    // What is unread when a connection is closed makes a reset of its end.
+    std::thread::spawn(move || {
+        for accepted in server.incoming().flatten() {
+            accepted.peek(&mut [0]).unwrap_or_default();
+        }
+    });
+    for scheme in ["http", "https"] {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Authority::new(dir.path(), "ours").file;
+        for ca in [None, Some(ca)] {
+            let settings = EtcdSettings { ca, ..settings(&[format!("{scheme}://{address}")]) };
+            let error = ask(&settings).await.unwrap_err();
+            assert_says(scheme, &error, &["http://", "https://", &address.to_string()]);
+            assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
+        }
+    }
+}
