@@ -62,18 +62,18 @@ pub fn etcd_leases(data: &[u8]) {
             continue;
         };
         let pair = Pair { key: key.clone(), value: value.to_vec(), etcd_lease: 0, modified };
-        let before = known.snapshot();
+        let before = known.all();
         match known.put(&pair, now) {
             Some(LeaseUpdate::Upsert(lease)) => {
                 assert_eq!(keys.lease(&lease.subnet).into_bytes(), key, "one lease has one key");
                 model.insert(key, pair);
             }
             Some(update) => panic!("{update:?}"),
-            None => assert_eq!(known.snapshot(), before),
+            None => assert_eq!(known.all(), before),
         }
     }
     let pairs: Vec<_> = model.into_values().collect();
-    assert_eq!(Known::new(keys).list(&pairs, now), known.snapshot());
+    assert_eq!(Known::new(keys).list(&pairs, now), known.all());
 }
 
 /// `subnet.env`: what is accepted survives print and parse; the lenient reader takes anything.

@@ -171,10 +171,23 @@ impl Lease {
 pub enum LeaseUpdate {
     /// All there are; what is not in it is gone.
     Snapshot(Vec<Lease>),
+    /// All there are in a store that went back to an older state: emptied, or restored from a copy. What is not in it did
+    /// not leave.
+    Rewound(Vec<Lease>),
     /// A new lease, or new values for one.
     Upsert(Lease),
     /// A lease that ended or was deleted.
     Remove(Subnet),
+}
+
+impl LeaseUpdate {
+    /// Every lease, if the update tells of every one.
+    pub fn all(&self) -> Option<&[Lease]> {
+        match self {
+            Self::Snapshot(all) | Self::Rewound(all) => Some(all),
+            Self::Upsert(_) | Self::Remove(_) => None,
+        }
+    }
 }
 
 #[cfg(test)]

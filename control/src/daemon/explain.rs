@@ -66,10 +66,7 @@ async fn explain_with(settings: &Settings, store: &impl LeaseStore) -> anyhow::R
     let leases = tokio::time::timeout(PATIENCE, async { anyhow::Ok(store.watch().await?.next().await) })
         .await
         .context("the store does not tell its leases")??;
-    let all = match &leases {
-        LeaseUpdate::Snapshot(all) => all.as_slice(),
-        LeaseUpdate::Upsert(_) | LeaseUpdate::Remove(_) => &[],
-    };
+    let all = leases.all().unwrap_or_default();
     let anonymous = Backend::new(&network, choice.method, &underlay, |_| MacAddr::default())?;
     let held = match anonymous.attrs().owner() {
         Some(owner) => store.held_by(owner).await?,
@@ -97,10 +94,7 @@ async fn write_plan(
     update: LeaseUpdate,
 ) -> anyhow::Result<()> {
     let Some(own) = own else {
-        let all = match update {
-            LeaseUpdate::Snapshot(all) => all.len(),
-            LeaseUpdate::Upsert(_) | LeaseUpdate::Remove(_) => 0,
-        };
+        let all = update.all().unwrap_or_default().len();
         writeln!(text, "plan       depends on the lease; other nodes have {all}")?;
         return Ok(());
     };

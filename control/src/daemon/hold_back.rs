@@ -81,9 +81,10 @@ impl HoldBack {
     /// Takes what the store tells.
     pub(super) fn take(&mut self, update: LeaseUpdate, now: Instant) -> Taken {
         self.recent.retain(|(at, _)| now.saturating_duration_since(*at) < WINDOW);
-        let whole = matches!(update, LeaseUpdate::Snapshot(_));
+        let whole = update.all().is_some();
         // A list without anybody, this node too, is a store without its data, however few there were.
-        let is_bare = matches!(&update, LeaseUpdate::Snapshot(all) if all.is_empty());
+        let is_bare = update.all().is_some_and(<[Lease]>::is_empty);
+        let is_rewound = matches!(update, LeaseUpdate::Rewound(_));
         let mut updates = Vec::new();
         if let LeaseUpdate::Upsert(lease) = &update {
             updates.push(LeaseUpdate::Upsert(lease.clone()));
@@ -96,7 +97,7 @@ impl HoldBack {
         let known = self.real.len() + missing;
         let all = self.real.is_empty() && (known >= FEW_OF_ALL || is_bare);
         let most = known >= FEW && missing * 2 > known;
-        if !gone.is_empty() && !self.hold.is_zero() && (all || most) {
+        if !gone.is_empty() && !self.hold.is_zero() && (all || most || is_rewound) {
             if self.held.is_empty() {
                 loss = Some(Loss { missing, known });
             }
@@ -133,7 +134,7 @@ impl HoldBack {
     /// The store's word becomes `real`; answers what is gone by it.
     fn absorb(&mut self, update: LeaseUpdate) -> Vec<Lease> {
         match update {
-            LeaseUpdate::Snapshot(all) => {
+            LeaseUpdate::Snapshot(all) | LeaseUpdate::Rewound(all) => {
                 let next = all
                     .into_iter()
                     .filter(|lease| lease.subnet != self.own)

@@ -122,7 +122,7 @@ impl Keeper<'_> {
         match news {
             News::Own(own) => self.node.take_lease(own),
             News::Leases(update) => {
-                if matches!(update, LeaseUpdate::Snapshot(_)) && self.stale.take().is_some() {
+                if update.all().is_some() && self.stale.take().is_some() {
                     tracing::info!("the leases are the store's again, not the last run's");
                 }
                 let taken = self.hold.take(update, std::time::Instant::now());

@@ -23,7 +23,9 @@ pub(super) enum OwnLease {
 /// changed still has them.
 pub(super) fn own_lease(own: &Lease, formerly: &[IpAddr], update: &LeaseUpdate) -> OwnLease {
     let found = match update {
-        LeaseUpdate::Snapshot(all) => all.iter().find(|lease| lease.subnet == own.subnet),
+        LeaseUpdate::Snapshot(all) | LeaseUpdate::Rewound(all) => {
+            all.iter().find(|lease| lease.subnet == own.subnet)
+        }
         LeaseUpdate::Upsert(lease) if lease.subnet == own.subnet => Some(lease),
         LeaseUpdate::Remove(subnet) if *subnet == own.subnet => None,
         LeaseUpdate::Upsert(_) | LeaseUpdate::Remove(_) => return OwnLease::Unchanged,

@@ -312,10 +312,7 @@ async fn ground_of_store<S: LeaseStore>(
     // Watched from here on, so that what happens until the loop begins is an update. The list has no time limit: the
     // nodes of a large cluster take turns, and a watch whose store goes away says so and tries again by itself.
     let mut watch = within(store.watch()).await?;
-    let leases = match watch.next().await {
-        LeaseUpdate::Snapshot(leases) => leases,
-        LeaseUpdate::Upsert(_) | LeaseUpdate::Remove(_) => Vec::new(),
-    };
+    let leases = watch.next().await.all().unwrap_or_default().to_vec();
     tracing::info!("Created subnet manager: {}", store.name());
     let parts = (&network, &underlay);
     let backend = settle_backend(settings, parts, anonymous, held.as_ref(), &leases, Macs::Remember)?;

@@ -42,7 +42,7 @@ impl LeaseSet {
     /// Takes an update in and tells what it changed, in the order of subnets.
     pub fn apply(&mut self, update: LeaseUpdate) -> Vec<LeaseChange> {
         match update {
-            LeaseUpdate::Snapshot(all) => {
+            LeaseUpdate::Snapshot(all) | LeaseUpdate::Rewound(all) => {
                 let next: BTreeMap<_, _> = all
                     .into_iter()
                     .filter(|lease| !self.is_own(&lease.subnet))

@@ -137,7 +137,7 @@ async fn renew<H: Harness>(h: &H, own: &Lease) -> Result<Lease, StoreError> {
 /// The leases that the next snapshot or event leaves.
 async fn next_leases(watch: &mut impl LeaseWatch, known: &mut Vec<Lease>) {
     match watch.next().await {
-        LeaseUpdate::Snapshot(all) => *known = all,
+        LeaseUpdate::Snapshot(all) | LeaseUpdate::Rewound(all) => *known = all,
         LeaseUpdate::Upsert(lease) => {
             known.retain(|known| known.subnet != lease.subnet);
             known.push(lease);

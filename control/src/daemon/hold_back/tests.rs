@@ -62,6 +62,19 @@ fn the_only_other_node_may_leave() {
 }
 
 #[test]
+fn nobody_leaves_by_a_store_that_went_back() {
+    for (count, left) in [(1, 0), (2, 1), (8, 6)] {
+        let mut hold = node(count);
+        let taken = hold.take(LeaseUpdate::Rewound(nodes(1..=left)), Instant::now());
+        let missing = usize::from(count - left);
+        assert_eq!((taken.loss, hold.held()), (Some(Loss { missing, known: count.into() }), missing));
+        assert_eq!(taken.updates, [snapshot(1..=count)]);
+        let taken = hold.take(snapshot(1..=count), Instant::now());
+        assert_eq!((taken.back, hold.held()), (missing, 0));
+    }
+}
+
+#[test]
 fn more_than_half_is_held_and_half_is_not() {
     for (count, left, held) in
         [(4, 2, 0), (4, 1, 3), (5, 3, 0), (5, 2, 3), (3, 1, 0), (100, 50, 0), (100, 49, 51)]

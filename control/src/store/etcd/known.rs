@@ -44,7 +44,7 @@ impl Known {
     }
 
     /// Takes a whole list in: what is not in it is gone.
-    pub(crate) fn list(&mut self, pairs: &[Pair], now: SystemTime) -> LeaseUpdate {
+    pub(crate) fn list(&mut self, pairs: &[Pair], now: SystemTime) -> Vec<Lease> {
         let mut before = std::mem::take(&mut self.leases);
         let named = std::mem::take(&mut self.named);
         self.witness = None;
@@ -63,12 +63,12 @@ impl Known {
                 }
             }
         }
-        self.snapshot()
+        self.all()
     }
 
     /// All that is known.
-    pub(crate) fn snapshot(&self) -> LeaseUpdate {
-        LeaseUpdate::Snapshot(self.leases.values().map(|held| held.lease.clone()).collect())
+    pub(crate) fn all(&self) -> Vec<Lease> {
+        self.leases.values().map(|held| held.lease.clone()).collect()
     }
 
     /// Takes a changed entry in; `None` if it says nothing new.
@@ -159,8 +159,7 @@ mod tests {
         Known::new(Keys::new("/coreos.com/network"))
     }
 
-    fn subnets(update: &LeaseUpdate) -> Vec<String> {
-        let LeaseUpdate::Snapshot(all) = update else { panic!("{update:?}") };
+    fn subnets(all: &[Lease]) -> Vec<String> {
         all.iter().map(|lease| lease.subnet.to_string()).collect()
     }
 
@@ -224,7 +223,7 @@ mod tests {
                 }
             }
             let pairs: Vec<_> = model.into_values().collect();
-            prop_assert_eq!(by_events.snapshot(), known().list(&pairs, now()));
+            prop_assert_eq!(by_events.all(), known().list(&pairs, now()));
         }
     }
 }

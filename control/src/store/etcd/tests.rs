@@ -144,7 +144,7 @@ pub(super) async fn until(watch: &mut Followed, known: &mut Vec<Lease>, done: im
     let enough = async {
         while !done(known) {
             match watch.next().await {
-                LeaseUpdate::Snapshot(all) => *known = all,
+                LeaseUpdate::Snapshot(all) | LeaseUpdate::Rewound(all) => *known = all,
                 LeaseUpdate::Upsert(lease) => {
                     known.retain(|known| known.subnet != lease.subnet);
                     known.push(lease);

@@ -131,10 +131,23 @@ impl<C: Clock + Send + Sync + 'static> Follower<C> {
     async fn list(&mut self) -> Result<i64, End> {
         let now = self.clock.now();
         let listing = Listing::of(&self.connection, &self.keys, now).await?;
-        let snapshot = self.known.list(&listing.pairs, now);
+        let all = self.known.list(&listing.pairs, now);
         self.met();
-        self.tell(snapshot).await?;
         let next = listing.revision + 1;
+        // Its revisions only grow, unless it lost its data. Nodes publish themselves again one after the other then.
+        let update = match self.next {
+            Some(before) if next < before => {
+                tracing::warn!(
+                    revision = listing.revision,
+                    followed_to = before - 1,
+                    leases = all.len(),
+                    "etcd went back to an older state: who is missing there now is kept for a while"
+                );
+                LeaseUpdate::Rewound(all)
+            }
+            _ => LeaseUpdate::Snapshot(all),
+        };
+        self.tell(update).await?;
         self.next = Some(next);
         Ok(next)
     }

@@ -98,6 +98,7 @@ fn request() -> LeaseRequest {
 fn subnets(update: LeaseUpdate) -> Vec<String> {
     match update {
         LeaseUpdate::Snapshot(all) => all.iter().map(|lease| format!("= {}", lease.subnet)).collect(),
+        LeaseUpdate::Rewound(_) => panic!("no server of Kubernetes does that"),
         LeaseUpdate::Upsert(lease) => vec![format!("+ {}", lease.subnet)],
         LeaseUpdate::Remove(subnet) => vec![format!("- {subnet}")],
     }

@@ -87,6 +87,29 @@ async fn data_that_were_lost_and_written_anew_are_not_taken_for_the_old_history(
 }
 
 #[tokio::test]
+async fn who_is_not_back_yet_after_a_loss_of_data_has_not_left() {
+    let Some(mut h) = EtcdHarness::new() else { return };
+    h.configure(NETWORK);
+    join(&h, &previous(1, "10.5.1.0-24")).await;
+    join(&h, &previous(2, "10.5.2.0-24")).await;
+    let (relay, mut watch) = over_a_wire(&h).await;
+    let mut known = Vec::new();
+    until(&mut watch, &mut known, |known| known.len() == 2).await;
+    relay.cut();
+    h.etcd.members_mut()[0].wipe().unwrap();
+    let (key, value) = peer(1);
+    h.reserve(&key, &value);
+    relay.mend();
+    let LeaseUpdate::Rewound(all) = watch.next().await else { panic!("a store like any other") };
+    assert_eq!(all.len(), 1);
+    // Told once: from here on it is a store like any other.
+    relay.cut();
+    h.reserve(&peer(3).0, &peer(3).1);
+    relay.mend();
+    assert!(matches!(watch.next().await, LeaseUpdate::Upsert(_)));
+}
+
+#[tokio::test]
 async fn a_store_that_cannot_be_reached_tells_no_list_and_says_since_when() {
     let Some(h) = EtcdHarness::new() else { return };
     h.configure(NETWORK);

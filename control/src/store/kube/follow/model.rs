@@ -98,7 +98,7 @@ struct Known {
 impl Known {
     fn take(&mut self, update: LeaseUpdate) {
         match update {
-            LeaseUpdate::Snapshot(all) => {
+            LeaseUpdate::Snapshot(all) | LeaseUpdate::Rewound(all) => {
                 self.leases = all.into_iter().map(|lease| (lease.subnet, lease)).collect();
                 self.snapshots += 1;
             }

@@ -23,6 +23,7 @@ fn told(updates: &[LeaseUpdate]) -> Vec<String> {
         .iter()
         .map(|update| match update {
             LeaseUpdate::Snapshot(all) => format!("= {}", all.len()),
+            LeaseUpdate::Rewound(_) => panic!("no server of Kubernetes does that"),
             LeaseUpdate::Upsert(lease) => format!("+ {}", lease.subnet),
             LeaseUpdate::Remove(subnet) => format!("- {subnet}"),
         })
