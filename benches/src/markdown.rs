@@ -168,18 +168,7 @@ mod tests {
 
     #[test]
     fn the_number_of_runs_is_that_of_the_runs_that_count() {
-        let run = |thrown_away| Run {
-            round: 1,
-            value: Some(1.0),
-            p99: None,
-            fairness: None,
-            gigabits_per_second: None,
-            cpu_machine: None,
-            cpu_processes: None,
-            foreign: 0.0,
-            thrown_away,
-            failure: None,
-        };
+        let run = |thrown_away| Run { value: Some(1.0), thrown_away, ..Run::default() };
         let cell = |quiet, runs| Outcome { quiet, runs, ..outcome("floor", Scenario::Tcp1, Some(1.0)) };
         let noisy = cell(false, vec![run(true); 5]);
         let mixed = cell(true, vec![run(true), run(false), run(false)]);

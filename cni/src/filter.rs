@@ -181,5 +181,52 @@ pub fn failed(action: &str, option: &str, error: &ProgramError) -> CniError {
     }
 }
 
+/// The end of something that was done in both systems. A program that is not installed has left nothing.
+///
+/// # Errors
+/// What either failed with.
+pub fn in_both(
+    action: &str,
+    in_iptables: Result<(), ProgramError>,
+    in_nft: Result<(), ProgramError>,
+) -> Result<(), CniError> {
+    let errors =
+        [in_iptables, in_nft].into_iter().filter_map(Result::err).filter(|error| !error.is_missing());
+    let all: Vec<String> = errors.map(|error| told(&error)).collect();
+    match all.is_empty() {
+        true => Ok(()),
+        false => Err(CniError::internal(format!("{action}: {}", all.join("; ")))),
+    }
+}
+
+/// What is missing of rules in the system that was chosen; where none was, they may be in either.
+///
+/// # Errors
+/// It cannot be looked at.
+pub async fn missing(
+    backend: Option<Backend>,
+    in_iptables: impl Future<Output = Result<Option<String>, ProgramError>>,
+    in_nft: impl Future<Output = Result<Option<String>, ProgramError>>,
+) -> Result<Option<String>, ProgramError> {
+    match backend {
+        Some(Backend::Iptables) => in_iptables.await,
+        Some(Backend::Nftables) => in_nft.await,
+        None => match in_iptables.await {
+            Ok(None) => Ok(None),
+            Ok(Some(missing)) => match in_nft.await {
+                Ok(None) => Ok(None),
+                Ok(Some(_)) | Err(_) => Ok(Some(missing)),
+            },
+            Err(error) => in_nft.await.or(Err(error)),
+        },
+    }
+}
+
+/// What CHECK says where something is missing.
+pub fn not_as_made(what: &str) -> CniError {
+    CniError::check(what.to_owned())
+        .with_details("somebody removed or changed the rule; a restart of the pod makes it again")
+}
+
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ mod nft;
 use hostnet::filter::nft::is_installed;
 use ipnet::IpNet;
 
-use crate::filter::{Backend, failed, told};
+use crate::filter::{Backend, failed, in_both, missing, not_as_made, told};
 use crate::protocol::{Attachment, CniError};
 
 /// The option of the configuration that chooses the system.
@@ -68,7 +68,7 @@ impl Masquerade {
     pub async fn remove(&self) -> Result<(), CniError> {
         let action = format!("end the masquerade of container {}", self.attachment.container_id);
         let (in_iptables, in_nft) = tokio::join!(iptables::remove(self), nft::remove(self));
-        both(&action, in_iptables, in_nft)
+        in_both(&action, in_iptables, in_nft)
     }
 
     /// Says whether the rules are there, in the system that was chosen; in either where none was.
@@ -77,29 +77,13 @@ impl Masquerade {
     /// What is missing.
     pub async fn check(&self) -> Result<(), CniError> {
         let action = format!("look at the masquerade of container {}", self.attachment.container_id);
-        let failed = |error| failed(&action, OPTION, &error);
-        let missing = match self.backend {
-            Some(Backend::Iptables) => iptables::missing(self).await.map_err(failed)?,
-            Some(Backend::Nftables) => nft::missing(self).await.map_err(failed)?,
-            None => match iptables::missing(self).await {
-                Ok(None) => None,
-                Ok(Some(missing)) => match nft::missing(self).await {
-                    Ok(None) => None,
-                    Ok(Some(_)) | Err(_) => Some(missing),
-                },
-                Err(error) => match nft::missing(self).await {
-                    Ok(missing) => missing,
-                    Err(_) => return Err(failed(error)),
-                },
-            },
-        };
-        match missing {
+        let missing = missing(self.backend, iptables::missing(self), nft::missing(self));
+        match missing.await.map_err(|error| failed(&action, OPTION, &error))? {
             None => Ok(()),
-            Some(what) => Err(CniError::check(format!(
+            Some(what) => Err(not_as_made(&format!(
                 "container {} is not masqueraded as it should be: {what}",
                 self.attachment.container_id
-            ))
-            .with_details("somebody removed or changed the rule; a restart of the pod makes it again")),
+            ))),
         }
     }
 }
@@ -113,22 +97,7 @@ impl Masquerade {
 pub async fn gc(network: &str, valid: &[Attachment]) -> Result<(), CniError> {
     let action = format!("free what is masqueraded of network {network}");
     let (in_iptables, in_nft) = tokio::join!(iptables::gc(network, valid), nft::gc(network, valid));
-    both(&action, in_iptables, in_nft)
-}
-
-/// A program that is not installed has left nothing.
-fn both(
-    action: &str,
-    in_iptables: Result<(), hostnet::filter::ProgramError>,
-    in_nft: Result<(), hostnet::filter::ProgramError>,
-) -> Result<(), CniError> {
-    let errors =
-        [in_iptables, in_nft].into_iter().filter_map(Result::err).filter(|error| !error.is_missing());
-    let all: Vec<String> = errors.map(|error| told(&error)).collect();
-    match all.is_empty() {
-        true => Ok(()),
-        false => Err(CniError::internal(format!("{action}: {}", all.join("; ")))),
-    }
+    in_both(&action, in_iptables, in_nft)
 }
 
 #[cfg(test)]

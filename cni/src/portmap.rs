@@ -18,12 +18,12 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 
 use hostnet::filter::nft::is_installed;
-use hostnet::filter::{IpVersion, ProgramError, conntrack};
+use hostnet::filter::{IpVersion, conntrack};
 use hostnet::kernel::Kernel;
 use hostnet::sysctl;
 use ipnet::IpNet;
 
-use crate::filter::{Backend, failed, told};
+use crate::filter::{Backend, failed, in_both, missing, not_as_made, told};
 use crate::plugin::Plugin;
 use crate::protocol::{AddResult, CniError, Code, Request};
 use config::{Config, Protocol, Way, addresses};
@@ -91,7 +91,7 @@ impl Plugin for Portmap {
         let network = &request.network;
         wait(async {
             let (in_iptables, in_nft) = tokio::join!(iptables::gc(network, &valid), nft::gc(network, &valid));
-            both(&format!("free the port mappings of network {network}"), in_iptables, in_nft)
+            in_both(&format!("free the port mappings of network {network}"), in_iptables, in_nft)
         })
     }
 
@@ -163,48 +163,17 @@ async fn remove(request: &Request, ways: &[Way<'_>], backend: Option<Backend>) -
         iptables::remove(network, id, ways, !in_nft),
         nft::remove(network, id, &versions, in_nft)
     );
-    both(&format!("unmap the ports of container {id}"), in_iptables, in_nft)
-}
-
-/// A program that is not installed has left nothing.
-fn both(
-    action: &str,
-    in_iptables: Result<(), ProgramError>,
-    in_nft: Result<(), ProgramError>,
-) -> Result<(), CniError> {
-    let errors =
-        [in_iptables, in_nft].into_iter().filter_map(Result::err).filter(|error| !error.is_missing());
-    let all: Vec<String> = errors.map(|error| told(&error)).collect();
-    match all.is_empty() {
-        true => Ok(()),
-        false => Err(CniError::internal(format!("{action}: {}", all.join("; ")))),
-    }
+    in_both(&format!("unmap the ports of container {id}"), in_iptables, in_nft)
 }
 
 async fn check(config: &Config, ways: &[Way<'_>], container_id: &str) -> Result<(), CniError> {
     let action = format!("look at the port mappings of container {container_id}");
-    let failed = |error| failed(&action, OPTION, &error);
-    let missing = match config.backend {
-        Some(Backend::Iptables) => iptables::missing(ways).await.map_err(failed)?,
-        Some(Backend::Nftables) => nft::missing(ways).await.map_err(failed)?,
-        None => match iptables::missing(ways).await {
-            Ok(None) => None,
-            Ok(Some(what)) => match nft::missing(ways).await {
-                Ok(None) => None,
-                Ok(Some(_)) | Err(_) => Some(what),
-            },
-            Err(error) => match nft::missing(ways).await {
-                Ok(missing) => missing,
-                Err(_) => return Err(failed(error)),
-            },
-        },
-    };
-    match missing {
+    let missing = missing(config.backend, iptables::missing(ways), nft::missing(ways));
+    match missing.await.map_err(|error| failed(&action, OPTION, &error))? {
         None => Ok(()),
-        Some(what) => Err(CniError::check(format!(
+        Some(what) => Err(not_as_made(&format!(
             "the ports of container {container_id} are not mapped as they should be: {what}"
-        ))
-        .with_details("somebody removed or changed the rule; a restart of the pod makes it again")),
+        ))),
     }
 }
 

@@ -14,6 +14,8 @@ use hostnet::state::{Link, LinkAddress, Route, RouteScope};
 use crate::settings::InterfaceChoice;
 
 mod choose;
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// What the host has, as far as the choice depends on it.
 #[derive(Debug, Clone, Default)]

@@ -47,6 +47,22 @@ pub fn net_conf(backend: &str, inner: Inner) -> String {
     format!(r#"{{ {networks}, "Backend": {{ "Type": "{backend}" }} }}"#)
 }
 
+/// A daemon on each node, started at once, and what each `subnet.env` says when all are ready.
+///
+/// # Errors
+///
+/// When one cannot be started or does not get ready; its log is quoted.
+pub fn daemons(
+    cluster: &Cluster,
+    dir: &Path,
+    flags: &[&str],
+) -> anyhow::Result<(Vec<Daemon>, Vec<SubnetEnv>)> {
+    let started = cluster.nodes().iter().map(|node| Daemon::spawn(node, dir, flags));
+    let daemons = started.collect::<anyhow::Result<Vec<_>>>()?;
+    let envs = daemons.iter().map(Daemon::ready).collect::<anyhow::Result<_>>()?;
+    Ok((daemons, envs))
+}
+
 /// Nodes, daemons, pods. Dropping it ends all of them.
 #[derive(Debug)]
 pub struct Ours {
@@ -78,12 +94,7 @@ impl Ours {
         let mut cluster = Cluster::build(plan)?;
         fs::create_dir_all(dir.join("store"))?;
         fs::write(dir.join("store/config"), net_conf)?;
-        let daemons = cluster
-            .nodes()
-            .iter()
-            .map(|node| Daemon::spawn(node, dir, flags))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        let envs = daemons.iter().map(Daemon::ready).collect::<anyhow::Result<Vec<_>>>()?;
+        let (daemons, envs) = daemons(&cluster, dir, flags)?;
         for (node, env) in cluster.nodes_mut().iter_mut().zip(&envs) {
             node.add_pod(&pod_network(env))?;
         }

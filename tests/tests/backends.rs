@@ -14,7 +14,7 @@ use dataplane_core::Family;
 use hostnet::netns::NetNs;
 use lab::traffic::ping::{Answer, Ping};
 use lab::{Cluster, Plan, Scene, Underlay};
-use promises::cluster::{Inner, Ours, net_conf};
+use promises::cluster::{Inner, Ours, daemons, net_conf};
 use promises::daemon::{self, Daemon, pod_network};
 use promises::host::{self, ENGINE, KERNEL, end, kind, needs_kernel_vxlan, until};
 use promises::lease_dir::{GHOST, lease, publish, write_config};
@@ -218,12 +218,7 @@ fn a_change_of_backend_leaves_nothing_of_the_other(scene: &Scene) -> anyhow::Res
     ] {
         let case = |cluster: &mut Cluster| {
             write_config(dir, &conf(backend))?;
-            let daemons = cluster
-                .nodes()
-                .iter()
-                .map(|node| Daemon::spawn(node, dir, flags))
-                .collect::<anyhow::Result<Vec<_>>>()?;
-            let envs = daemons.iter().map(Daemon::ready).collect::<anyhow::Result<Vec<_>>>()?;
+            let (daemons, envs) = daemons(cluster, dir, flags)?;
             if first {
                 for (node, env) in cluster.nodes_mut().iter_mut().zip(&envs) {
                     node.add_pod(&pod_network(env))?;

@@ -93,6 +93,22 @@ pub struct LinkAddress {
     pub tentative: bool,
 }
 
+impl LinkAddress {
+    /// A permanent address that is good for all.
+    pub fn new(index: u32, device: &str, net: IpNet) -> Self {
+        Self {
+            index,
+            device: device.to_owned(),
+            net,
+            scope: RouteScope::GLOBAL,
+            permanent: true,
+            secondary: false,
+            deprecated: false,
+            tentative: false,
+        }
+    }
+}
+
 /// What should be true of a device that somebody else makes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct LinkState {

@@ -68,36 +68,14 @@ fn is_our_kind(name: &str, kind: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hostnet::state::RouteScope;
 
     fn link(name: &str, kind: &str, alias: Option<&str>) -> Link {
-        Link {
-            index: 7,
-            name: name.to_owned(),
-            kind: Some(kind.to_owned()),
-            mtu: 1450,
-            mac: None,
-            up: true,
-            carrier: true,
-            loopback: false,
-            master: None,
-            tx_queue_len: 0,
-            alias: alias.map(str::to_owned),
-            ..Link::default()
-        }
+        let (kind, alias) = (Some(kind.to_owned()), alias.map(str::to_owned));
+        Link { index: 7, name: name.to_owned(), kind, alias, ..Link::default() }
     }
 
     fn address(net: &str) -> LinkAddress {
-        LinkAddress {
-            index: 7,
-            device: String::new(),
-            net: net.parse().unwrap(),
-            scope: RouteScope::GLOBAL,
-            permanent: true,
-            secondary: false,
-            deprecated: false,
-            tentative: false,
-        }
+        LinkAddress::new(7, "", net.parse().unwrap())
     }
 
     #[test]

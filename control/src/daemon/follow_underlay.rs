@@ -78,42 +78,20 @@ pub(super) fn difference(from: &Underlay, to: &Underlay) -> String {
 
 #[cfg(test)]
 mod tests {
-    use dataplane_core::LinkMtu;
-    use hostnet::state::{Link, LinkAddress, Route, RouteScope};
+    use hostnet::state::{Link, LinkAddress, Route};
 
     use super::*;
     use crate::underlay::End;
+    use crate::underlay::testing::on_eth0;
 
     const V4: Families = Families { v4: true, v6: false };
 
     fn link(index: u32, name: &str, mtu: u32) -> Link {
-        Link {
-            index,
-            name: name.to_owned(),
-            kind: None,
-            mtu,
-            mac: None,
-            up: true,
-            carrier: true,
-            loopback: false,
-            master: None,
-            tx_queue_len: 1000,
-            alias: None,
-            ..Link::default()
-        }
+        Link { index, name: name.to_owned(), mtu, up: true, carrier: true, ..Link::default() }
     }
 
     fn address(link: &Link, net: &str) -> LinkAddress {
-        LinkAddress {
-            index: link.index,
-            device: link.name.clone(),
-            net: net.parse().unwrap(),
-            scope: RouteScope::GLOBAL,
-            permanent: true,
-            secondary: false,
-            deprecated: false,
-            tentative: false,
-        }
+        LinkAddress::new(link.index, &link.name, net.parse().unwrap())
     }
 
     fn host(links: Vec<Link>, addresses: Vec<LinkAddress>, by: &str) -> HostView {
@@ -126,20 +104,8 @@ mod tests {
         }
     }
 
-    fn current() -> Underlay {
-        let local = [192, 0, 2, 1].into();
-        Underlay {
-            device: "eth0".to_owned(),
-            index: 2,
-            mtu: LinkMtu(1500),
-            on_link: vec!["192.0.2.0/24".parse().unwrap()],
-            v4: Some(End { local, public: local }),
-            v6: None,
-        }
-    }
-
     fn changed(host: &HostView) -> Underlay {
-        match look(&current(), &InterfaceChoice::default(), V4, host) {
+        match look(&on_eth0(), &InterfaceChoice::default(), V4, host) {
             Found::Changed(underlay) => underlay,
             other => panic!("{other:?}"),
         }
@@ -150,7 +116,7 @@ mod tests {
         let (eth0, eth1) = (link(2, "eth0", 1500), link(3, "eth1", 9000));
         let addresses = vec![address(&eth0, "192.0.2.1/24"), address(&eth1, "198.51.100.1/24")];
         let host = host(vec![eth0, eth1], addresses, "eth1");
-        assert_eq!(look(&current(), &InterfaceChoice::default(), V4, &host), Found::Same);
+        assert_eq!(look(&on_eth0(), &InterfaceChoice::default(), V4, &host), Found::Same);
     }
 
     #[test]
@@ -158,11 +124,11 @@ mod tests {
         let eth0 = link(2, "eth0", 1500);
         let both = vec![address(&eth0, "192.0.2.9/24"), address(&eth0, "192.0.2.1/24")];
         let more = host(vec![eth0.clone()], both, "eth0");
-        assert_eq!(look(&current(), &InterfaceChoice::default(), V4, &more), Found::Same);
+        assert_eq!(look(&on_eth0(), &InterfaceChoice::default(), V4, &more), Found::Same);
         let other = vec![address(&eth0, "192.0.2.9/24")];
         let moved = changed(&host(vec![eth0], other, "eth0"));
         assert_eq!(moved.v4.map(|end| end.public.to_string()).as_deref(), Some("192.0.2.9"));
-        assert_eq!(difference(&current(), &moved), "192.0.2.9 in place of 192.0.2.1");
+        assert_eq!(difference(&on_eth0(), &moved), "192.0.2.9 in place of 192.0.2.1");
     }
 
     #[test]
@@ -175,7 +141,7 @@ mod tests {
             let addresses = vec![address(&new, "192.0.2.1/24")];
             let name = new.name.clone();
             let found = changed(&host(vec![new], addresses, &name));
-            assert_eq!(difference(&current(), &found), said);
+            assert_eq!(difference(&on_eth0(), &found), said);
         }
     }
 
@@ -188,7 +154,7 @@ mod tests {
             ..InterfaceChoice::default()
         };
         let local = [192, 0, 2, 1].into();
-        let current = Underlay { v4: Some(End { local, public }), ..current() };
+        let current = Underlay { v4: Some(End { local, public }), ..on_eth0() };
         let eth0 = link(2, "eth0", 1500);
         let addresses = vec![address(&eth0, "192.0.2.1/24")];
         let same = host(vec![eth0.clone()], addresses, "eth0");
@@ -205,7 +171,7 @@ mod tests {
         let found = |up: bool, carrier: bool| {
             let eth0 = Link { up, carrier, ..link(2, "eth0", 1500) };
             let addresses = vec![address(&eth0, "192.0.2.1/24")];
-            look(&current(), &InterfaceChoice::default(), V4, &host(vec![eth0], addresses, "eth0"))
+            look(&on_eth0(), &InterfaceChoice::default(), V4, &host(vec![eth0], addresses, "eth0"))
         };
         assert_eq!(found(true, true), Found::Same);
         assert_eq!(found(false, false), Found::Down("it is set down"));
@@ -216,7 +182,7 @@ mod tests {
     fn what_is_gone_is_gone_with_what_was_tried() {
         let other = link(3, "eth1", 1500);
         let empty = host(vec![link(2, "eth0", 1500), other], Vec::new(), "eth0");
-        let Found::Gone(error) = look(&current(), &InterfaceChoice::default(), V4, &empty) else {
+        let Found::Gone(error) = look(&on_eth0(), &InterfaceChoice::default(), V4, &empty) else {
             panic!("there is one")
         };
         assert!(error.to_string().contains("the default route: eth0 has no usable IPv4 address"), "{error}");

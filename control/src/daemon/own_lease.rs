@@ -50,19 +50,11 @@ pub(super) fn renewal_is_due(own: &Lease, margin: Duration, now: SystemTime) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::{BackendData, Key, LeaseAttrs};
     use std::time::UNIX_EPOCH;
 
     fn lease(third: u8, host: u8) -> Lease {
-        Lease {
-            subnet: format!("10.5.{third}.0-24").parse::<Key>().unwrap().0,
-            attrs: LeaseAttrs {
-                public_ip: Some([192, 0, 2, host].into()),
-                public_ipv6: None,
-                backend: BackendData::Udp,
-            },
-            expires: Some(UNIX_EPOCH + Duration::from_secs(100)),
-        }
+        let expires = Some(UNIX_EPOCH + Duration::from_secs(100));
+        Lease { expires, ..crate::lease::testing::lease(third, host) }
     }
 
     #[test]

@@ -517,27 +517,17 @@ fn previous_subnet(settings: &Settings) -> Option<Subnet> {
 
 #[cfg(test)]
 mod tests {
-    use dataplane_core::LinkMtu;
-
     use super::*;
-    use crate::underlay::End;
+    use crate::underlay::testing::on_eth0;
 
     #[test]
     fn what_hardly_anybody_means_is_doubted() {
-        let local = "192.0.2.7".parse().unwrap();
-        let underlay = Underlay {
-            device: "eth0".to_owned(),
-            index: 2,
-            mtu: LinkMtu(1500),
-            on_link: vec!["192.0.2.0/24".parse().unwrap()],
-            v4: Some(End { local, public: local }),
-            v6: None,
-        };
+        let underlay = on_eth0();
         let about = |text: &str| doubts(&NetworkConfig::parse(text.as_bytes()).unwrap(), &underlay);
         let fine = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "MTU": 1500}}"#;
         assert!(about(fine).is_empty());
         let overlap = about(r#"{"Network": "192.0.0.0/16"}"#);
-        assert!(overlap[0].contains("192.0.0.0/16 holds this node's own address 192.0.2.7"), "{overlap:?}");
+        assert!(overlap[0].contains("192.0.0.0/16 holds this node's own address 192.0.2.1"), "{overlap:?}");
         let jumbo = about(r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "MTU": 9000}}"#);
         assert!(jumbo[0].contains("MTU 9000 is more than the 1500 of eth0"), "{jumbo:?}");
     }

@@ -105,20 +105,8 @@ fn difference(from: Option<Lease>, to: &Lease) -> Option<LeaseChange> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::{BackendData, Key, LeaseAttrs};
+    use crate::lease::testing::lease;
     use proptest::prelude::*;
-
-    fn lease(third: u8, host: u8) -> Lease {
-        Lease {
-            subnet: format!("10.5.{third}.0-24").parse::<Key>().unwrap().0,
-            attrs: LeaseAttrs {
-                public_ip: Some([192, 0, 2, host].into()),
-                public_ipv6: None,
-                backend: BackendData::Udp,
-            },
-            expires: None,
-        }
-    }
 
     fn own() -> LeaseSet {
         LeaseSet::new(lease(1, 1).subnet)

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Clock, LeaseRequest, LeaseStore, LeaseWatch, StoreError};
-use crate::lease::{BackendData, Key, LEASE_TTL, Lease, LeaseAttrs, LeaseUpdate, Subnet, VxlanData, overlap};
+use crate::lease::testing::learn;
+use crate::lease::{BackendData, Key, LEASE_TTL, Lease, LeaseAttrs, Subnet, VxlanData, overlap};
 use dataplane_core::MacAddr;
 
 /// One empty store and its time.
@@ -136,14 +137,7 @@ async fn renew<H: Harness>(h: &H, own: &Lease) -> Result<Lease, StoreError> {
 
 /// The leases that the next snapshot or event leaves.
 async fn next_leases(watch: &mut impl LeaseWatch, known: &mut Vec<Lease>) {
-    match watch.next().await {
-        LeaseUpdate::Snapshot(all) | LeaseUpdate::Rewound(all) => *known = all,
-        LeaseUpdate::Upsert(lease) => {
-            known.retain(|known| known.subnet != lease.subnet);
-            known.push(lease);
-        }
-        LeaseUpdate::Remove(gone) => known.retain(|known| known.subnet != gone),
-    }
+    learn(known, watch.next().await);
 }
 
 /// Watches until `done`; a promise that is not kept ends in the test's own time limit, not in a wrong answer.

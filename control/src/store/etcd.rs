@@ -92,14 +92,8 @@ impl<C: Clock> EtcdStore<C> {
     }
 
     async fn pair(&self, key: String) -> Result<Option<Pair>, StoreError> {
-        let answer = self
-            .connection
-            .ask("read a key", |mut client| {
-                let key = key.clone();
-                async move { client.get(key, None).await }
-            })
-            .await?;
-        Ok(answer.kvs().first().map(pair_of))
+        let found = self.connection.get(key.into_bytes()).await?;
+        Ok(found.as_ref().map(pair_of))
     }
 
     async fn list(&self) -> Result<Listing, StoreError> {

@@ -224,40 +224,19 @@ mod tests {
     use crate::flags::RawFlags;
     use crate::settings::Settings;
     use hostnet::kernel::Reach;
-    use hostnet::state::{LinkAddress, RouteScope};
+    use hostnet::state::LinkAddress;
 
     const V4: Families = Families { v4: true, v6: false };
     const V6: Families = Families { v4: false, v6: true };
     const DUAL: Families = Families { v4: true, v6: true };
 
     fn link(index: u32, name: &str, mtu: u32) -> Link {
-        Link {
-            index,
-            name: name.to_owned(),
-            kind: None,
-            mtu,
-            mac: None,
-            up: true,
-            carrier: true,
-            loopback: name == "lo",
-            master: None,
-            alias: None,
-            tx_queue_len: 1000,
-            ..Link::default()
-        }
+        let loopback = name == "lo";
+        Link { index, name: name.to_owned(), mtu, up: true, carrier: true, loopback, ..Link::default() }
     }
 
     fn address(index: u32, device: &str, net: &str) -> LinkAddress {
-        LinkAddress {
-            index,
-            device: device.to_owned(),
-            net: net.parse().unwrap(),
-            scope: RouteScope::GLOBAL,
-            permanent: true,
-            secondary: false,
-            deprecated: false,
-            tentative: false,
-        }
+        LinkAddress::new(index, device, net.parse().unwrap())
     }
 
     fn host() -> HostView {

@@ -104,7 +104,7 @@ pub struct Summary {
 }
 
 /// One measurement.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     /// In which round, from 1.
     pub round: usize,
@@ -143,18 +143,7 @@ impl Run {
                 thrown_away: figures.foreign > limit,
                 failure: None,
             },
-            Err(error) => Self {
-                round,
-                value: None,
-                p99: None,
-                fairness: None,
-                gigabits_per_second: None,
-                cpu_machine: None,
-                cpu_processes: None,
-                foreign: 0.0,
-                thrown_away: false,
-                failure: Some(format!("{error:#}")),
-            },
+            Err(error) => Self { round, failure: Some(format!("{error:#}")), ..Self::default() },
         }
     }
 

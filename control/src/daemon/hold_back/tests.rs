@@ -3,21 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::lease::{BackendData, Key, LeaseAttrs, LeaseSet};
+use crate::lease::testing::lease;
+use crate::lease::{Key, LeaseSet};
 
 const HOLD: Duration = Duration::from_secs(300);
-
-fn lease(third: u8, host: u8) -> Lease {
-    Lease {
-        subnet: format!("10.5.{third}.0-24").parse::<Key>().unwrap().0,
-        attrs: LeaseAttrs {
-            public_ip: Some([192, 0, 2, host].into()),
-            public_ipv6: None,
-            backend: BackendData::Udp,
-        },
-        expires: None,
-    }
-}
 
 fn nodes(thirds: impl IntoIterator<Item = u8>) -> Vec<Lease> {
     thirds.into_iter().map(|third| lease(third, third)).collect()

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, Error};
+use etcd_client::{Client, ConnectOptions, Error, KeyValue};
 use tokio::time::timeout;
 
 use super::endpoint::Endpoint;
@@ -104,6 +104,17 @@ impl Connection {
             }
         }
         Err(self.error(doing, faults))
+    }
+
+    /// Reads one key.
+    pub(super) async fn get(&self, key: Vec<u8>) -> Result<Option<KeyValue>, StoreError> {
+        let answer = self
+            .ask("read a key", |mut client| {
+                let key = key.clone();
+                async move { client.get(key, None).await }
+            })
+            .await?;
+        Ok(answer.kvs().first().cloned())
     }
 
     /// A client of the server in use.

@@ -7,6 +7,7 @@ use lab::etcd::{Etcd, MISSING, Setup};
 
 use super::entry::end_in;
 use super::*;
+use crate::lease::testing::learn;
 use crate::lease::{BackendData, Key, LeaseUpdate};
 use crate::store::LeaseWatch;
 use crate::store::contract::{HandClock, Harness, lease_store_contract};
@@ -143,14 +144,7 @@ pub(super) async fn join(harness: &impl Harness, request: &LeaseRequest) -> Leas
 pub(super) async fn until(watch: &mut Followed, known: &mut Vec<Lease>, done: impl Fn(&[Lease]) -> bool) {
     let enough = async {
         while !done(known) {
-            match watch.next().await {
-                LeaseUpdate::Snapshot(all) | LeaseUpdate::Rewound(all) => *known = all,
-                LeaseUpdate::Upsert(lease) => {
-                    known.retain(|known| known.subnet != lease.subnet);
-                    known.push(lease);
-                }
-                LeaseUpdate::Remove(gone) => known.retain(|known| known.subnet != gone),
-            }
+            learn(known, watch.next().await);
         }
     };
     if tokio::time::timeout(Duration::from_secs(60), enough).await.is_err() {

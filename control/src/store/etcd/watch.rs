@@ -157,14 +157,7 @@ impl<C: Clock + Send + Sync + 'static> Follower<C> {
         let Some(Witness { key, modified, etcd_lease }) = self.known.witness().cloned() else {
             return Ok(false);
         };
-        let answer = self
-            .connection
-            .ask("read a key", |mut client| {
-                let key = key.clone();
-                async move { client.get(key, None).await }
-            })
-            .await?;
-        let found = answer.kvs().first();
+        let found = self.connection.get(key).await?;
         Ok(found.is_some_and(|kv| kv.mod_revision() == modified && kv.lease() == etcd_lease))
     }
 
