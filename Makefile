@@ -21,7 +21,7 @@ micro: tools  ## criterion benches of the packet core
 	cargo bench -p benches --bench core
 
 plugins:      ## the CNI plugins, small, in target/plugin
-	cargo build --profile plugin -p cni --bins
+	.ci/plugins
 
 cni-bench: tools plugins ## our CNI plugins beside Debian's reference ones, in one run
 	.ci/tools /usr/lib/cni/bridge:containernetworking-plugins || true

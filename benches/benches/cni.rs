@@ -63,7 +63,21 @@ fn main() -> anyhow::Result<()> {
         println!("{name:<18}{ours:>9.1} ms{theirs:>9.1} ms{:>10.2}", ours / theirs);
     }
     println!("medians of {ROUNDS} rounds; one ADD and one DEL are the mean of {SINGLE} in each");
+    if console_is_told() {
+        println!(
+            "the kernel writes several lines about each device that joins a bridge to its console, which takes longer \
+             than joining where that is a serial line; `dmesg -n 4` keeps it from that, `dmesg -n 7` is the default again"
+        );
+    }
     Ok(())
+}
+
+/// Whether messages of level 6 (info) are written to a console: the first number of `kernel.printk` is the first level
+/// that is not.
+fn console_is_told() -> bool {
+    let levels = std::fs::read_to_string("/proc/sys/kernel/printk").unwrap_or_default();
+    let first = levels.split_whitespace().next().and_then(|level| level.parse::<u8>().ok());
+    first.is_some_and(|first| first > 6)
 }
 
 /// One round of one side, on a bridge of its own.

@@ -20,8 +20,11 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::statfs::{
-    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, statfs,
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs,
 };
+
+/// `linux/magic.h`; `nix` has it for glibc only.
+const XFS_SUPER_MAGIC: FsType = FsType(0x5846_5342);
 
 /// The file in a network's directory. The reference plugin takes no notice of it.
 pub(super) const FILE: &str = ".boot_id";
