@@ -3,6 +3,7 @@
 //! Order is what keeps traffic flowing while the steps are made one by one: settings, devices and addresses first, then the
 //! neighbour and forwarding entries that a route will lean on, then the routes; deletions afterwards, in reverse. A
 //! route that changes is replaced in place, so at no moment is its destination without one.
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -65,16 +66,19 @@ impl HostState {
 
         self.route_changes(want, &mut changes);
 
-        let kept: BTreeSet<_> = want.fdb.iter().map(|entry| (&entry.device, entry.mac)).collect();
-        let excess =
-            self.fdb.difference(&want.fdb).filter(|entry| !kept.contains(&(&entry.device, entry.mac)));
-        changes.extend(excess.cloned().map(Change::DeleteFdb));
-        let kept: BTreeSet<_> = want.neighbours.iter().map(|entry| (&entry.device, entry.ip)).collect();
-        let excess = self
-            .neighbours
-            .difference(&want.neighbours)
-            .filter(|entry| !kept.contains(&(&entry.device, entry.ip)));
-        changes.extend(excess.cloned().map(Change::DeleteNeighbour));
+        // Of thousands mostly none is in excess, and then nothing needs to be known of the others.
+        let mut excess = self.fdb.difference(&want.fdb).peekable();
+        if excess.peek().is_some() {
+            let kept: BTreeSet<_> = want.fdb.iter().map(|entry| (&entry.device, entry.mac)).collect();
+            let excess = excess.filter(|entry| !kept.contains(&(&entry.device, entry.mac)));
+            changes.extend(excess.cloned().map(Change::DeleteFdb));
+        }
+        let mut excess = self.neighbours.difference(&want.neighbours).peekable();
+        if excess.peek().is_some() {
+            let kept: BTreeSet<_> = want.neighbours.iter().map(|entry| (&entry.device, entry.ip)).collect();
+            let excess = excess.filter(|entry| !kept.contains(&(&entry.device, entry.ip)));
+            changes.extend(excess.cloned().map(Change::DeleteNeighbour));
+        }
         changes.extend(late_deletions.into_iter().map(Change::DeleteAddress));
         changes
     }
@@ -102,22 +106,22 @@ impl HostState {
     }
 
     fn route_changes(&self, want: &Self, changes: &mut Vec<Change>) {
-        let normalized = |routes: &BTreeSet<Route>| -> BTreeSet<Route> {
-            routes.iter().cloned().map(Route::normalized).collect()
-        };
-        let have = normalized(&self.routes);
-        let want = normalized(&want.routes);
+        let (have, want) = (normalized(&self.routes), normalized(&want.routes));
         changes.extend(want.difference(&have).cloned().map(Change::ReplaceRoute));
+        let mut excess = have.difference(&want).peekable();
+        if excess.peek().is_none() {
+            return;
+        }
 
         let mut of_key: BTreeMap<_, usize> = BTreeMap::new();
-        for route in &have {
+        for route in have.iter() {
             *of_key.entry(key(route)).or_default() += 1;
         }
         let replacing: BTreeSet<_> = want.difference(&have).map(key).collect();
         // The kernel looks at no more than this to find the route to delete, so it may take a wanted one for it.
         let alike: BTreeMap<_, _> =
             want.iter().map(|route| ((key(route), route.via, &route.device), route)).collect();
-        for excess in have.difference(&want) {
+        for excess in excess {
             let key = key(excess);
             let replaced = replacing.contains(&key) && of_key.get(&key) == Some(&1);
             match alike.get(&(key, excess.via, &excess.device)) {
@@ -132,6 +136,14 @@ impl HostState {
                 Some(_) => {}
             }
         }
+    }
+}
+
+/// The routes in the one spelling; borrowed where they are in it already, as both the plan's and the kernel's are.
+fn normalized(routes: &BTreeSet<Route>) -> Cow<'_, BTreeSet<Route>> {
+    match routes.iter().all(Route::is_normalized) {
+        true => Cow::Borrowed(routes),
+        false => Cow::Owned(routes.iter().cloned().map(Route::normalized).collect()),
     }
 }
 

@@ -263,6 +263,15 @@ impl Route {
         }
         self
     }
+
+    /// [`Self::normalized`] changes nothing.
+    pub fn is_normalized(&self) -> bool {
+        let sends = self.kind == RouteKind::Unicast;
+        let is_v4 = self.dest.addr().is_ipv4();
+        self.dest.addr() == self.dest.network()
+            && (sends || (self.device.is_empty() && self.via.is_none() && !self.onlink))
+            && (is_v4 || (self.scope == RouteScope::GLOBAL && self.metric != IPV6_DEFAULT_METRIC))
+    }
 }
 
 /// What IPv6 makes of a route without a metric (`IP6_RT_PRIO_USER`).

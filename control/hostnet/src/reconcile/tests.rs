@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fake::FakeHost;
-use crate::state::{Address, FdbEntry, LinkState, Neighbour, Route, RouteKind, RouteProtocol};
+use crate::state::{Address, FdbEntry, LinkState, Neighbour, Route, RouteKind, RouteProtocol, RouteScope};
 
 const DEVICES: [&str; 2] = ["flannel.1", "flannel-v6.1"];
 
@@ -230,7 +230,26 @@ fn wanted(state: HostState) -> HostState {
     state
 }
 
+/// In any spelling.
+fn written_route() -> impl Strategy<Value = Route> {
+    let kind = prop_oneof![Just(RouteKind::Unicast), Just(RouteKind::Unreachable)];
+    let metric = prop_oneof![Just(0), Just(1), Just(1024)];
+    let scope = prop_oneof![Just(RouteScope::GLOBAL), Just(RouteScope::LINK)];
+    let device = prop_oneof![any_device().boxed(), Just(String::new()).boxed()];
+    (kind, any_net(), prop::option::of(any_ip()), device, any::<bool>(), metric, scope).prop_map(
+        |(kind, dest, via, device, onlink, metric, scope)| {
+            Route { kind, dest, via, onlink, metric, scope, ..Route::new(dest, device) }
+        },
+    )
+}
+
 proptest! {
+    #[test]
+    fn a_route_is_in_its_one_spelling_where_that_changes_nothing(route in written_route()) {
+        prop_assert_eq!(route.is_normalized(), route == route.clone().normalized());
+        prop_assert!(route.normalized().is_normalized());
+    }
+
     #[test]
     fn any_state_becomes_any_wanted_state(have in any_state().prop_map(possible), want in any_state().prop_map(wanted)) {
         let host = FakeHost::in_state(&have);
