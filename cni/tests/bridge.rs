@@ -407,7 +407,7 @@ fn gc_frees_what_no_container_has(scene: &Scene) -> anyhow::Result<()> {
 fn a_thousand_containers_come_and_go_without_a_trace(scene: &Scene) -> anyhow::Result<()> {
     const WORKERS: usize = 8;
     let each: usize =
-        std::env::var("CNI_CHURN").ok().and_then(|text| text.parse().ok()).unwrap_or(200) / WORKERS;
+        std::env::var("CNI_CHURN").ok().and_then(|text| text.parse().ok()).unwrap_or(1_000) / WORKERS;
     let node = Node::with(scene, json!({"ipMasq": true}));
     let here = NetNs::current()?;
     std::thread::scope(|scope| {
