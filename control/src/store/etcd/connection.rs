@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, Error, KeyValue};
+use etcd_client::{Client, ConnectOptions, Error, GetOptions, KeyValue};
 use tokio::time::timeout;
 
 use super::endpoint::Endpoint;
@@ -44,6 +44,16 @@ impl std::fmt::Debug for Current {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Current").field("index", &self.index).finish_non_exhaustive()
     }
+}
+
+/// A key at a revision.
+pub(super) enum AtRevision {
+    /// What it was; `None`: it was not there.
+    Found(Option<KeyValue>),
+    /// The revision is compacted away.
+    Compacted,
+    /// The revision is yet to come.
+    Future,
 }
 
 /// A client and whose it is.
@@ -115,6 +125,27 @@ impl Connection {
             })
             .await?;
         Ok(answer.kvs().first().cloned())
+    }
+
+    /// Reads one key as it was at a revision.
+    pub(super) async fn get_at(&self, key: Vec<u8>, revision: i64) -> Result<AtRevision, StoreError> {
+        self.ask("read a key", |mut client| {
+            let key = key.clone();
+            async move {
+                match client.get(key, Some(GetOptions::new().with_revision(revision))).await {
+                    Ok(answer) => Ok(AtRevision::Found(answer.kvs().first().cloned())),
+                    // etcd's own words, the same from 3.2 to 3.6 (api/v3rpc/rpctypes/error.go).
+                    Err(Error::GRpcStatus(status)) if status.message().contains("has been compacted") => {
+                        Ok(AtRevision::Compacted)
+                    }
+                    Err(Error::GRpcStatus(status)) if status.message().contains("is a future revision") => {
+                        Ok(AtRevision::Future)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        })
+        .await
     }
 
     /// A client of the server in use.

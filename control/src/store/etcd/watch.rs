@@ -11,18 +11,19 @@
 //! - A server that says nothing for [`QUIET`] is asked for a sign of life; after [`PATIENCE`] without one the next server
 //!   is taken. A frozen server, or one behind a wall, is left within five seconds.
 //! - A server whose data were lost and that counts its revisions from the start would be followed in vain until it comes
-//!   to ours. So before the history is followed further after a break, the youngest entry that is known is looked at: the
-//!   revision and the etcd lease of its last change are the same only in the same history.
+//!   to ours. So before the history is followed further after a break, the youngest entry that is known is looked at as
+//!   it was at the revision of its last change: it is there, with its etcd lease, only in the same history. In another
+//!   one nobody left who is not there: nodes publish themselves again one after the other.
 //! - An error is never an empty list. Until a list comes, nothing is told.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{WatchOptions, WatchResponse};
+use etcd_client::{KeyValue, WatchOptions, WatchResponse};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::connection::{Connection, Line, PATIENCE};
+use super::connection::{AtRevision, Connection, Line, PATIENCE};
 use super::fault::Fault;
 use super::keys::Keys;
 use super::known::{Known, Witness};
@@ -47,7 +48,7 @@ pub(super) fn watch<C: Clock + Send + Sync + 'static>(
 ) -> Followed {
     let known = Known::new(keys.clone());
     Followed::begin(ROOM, |updates, contact| {
-        Follower { connection, keys, clock, known, next: None, updates, contact }.follow()
+        Follower { connection, keys, clock, known, next: None, reached: 0, updates, contact }.follow()
     })
 }
 
@@ -58,8 +59,21 @@ struct Follower<C> {
     known: Known,
     /// The revision from which to follow the history; `None`: list first.
     next: Option<i64>,
+    /// The revision up to which a history was followed.
+    reached: i64,
     updates: mpsc::Sender<LeaseUpdate>,
     contact: SharedContact,
+}
+
+/// What etcd has of the history that was followed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum History {
+    /// All that comes after.
+    Same,
+    /// Nothing: its data were lost, or it was restored from an older copy.
+    Other,
+    /// It cannot be told any more.
+    Forgotten,
 }
 
 /// Why a stretch of following ended.
@@ -116,9 +130,10 @@ impl<C: Clock + Send + Sync + 'static> Follower<C> {
     }
 
     async fn try_stretch(&mut self) -> Result<std::convert::Infallible, End> {
+        let history = self.history().await?;
         let from = match self.next {
-            Some(next) if self.is_same_history().await? => next,
-            _ => self.list().await?,
+            Some(next) if history == History::Same => next,
+            _ => self.list(history).await?,
         };
         let line = self.connection.line().await.map_err(|(index, fault)| self.leave(index, &fault))?;
         let outcome = self.events(&line, from).await;
@@ -128,37 +143,45 @@ impl<C: Clock + Send + Sync + 'static> Follower<C> {
         outcome
     }
 
-    async fn list(&mut self) -> Result<i64, End> {
+    async fn list(&mut self, history: History) -> Result<i64, End> {
         let now = self.clock.now();
         let listing = Listing::of(&self.connection, &self.keys, now).await?;
         let all = self.known.list(&listing.pairs, now);
         self.met();
-        let next = listing.revision + 1;
-        // Its revisions only grow, unless it lost its data. Nodes publish themselves again one after the other then.
-        let update = match self.next {
-            Some(before) if next < before => {
+        // Revisions only grow.
+        let update = match history == History::Other || listing.revision < self.reached {
+            true => {
                 tracing::warn!(
                     revision = listing.revision,
-                    followed_to = before - 1,
+                    followed_to = self.reached,
                     leases = all.len(),
                     "etcd went back to an older state: who is missing there now is kept for a while"
                 );
                 LeaseUpdate::Rewound(all)
             }
-            _ => LeaseUpdate::Snapshot(all),
+            false => LeaseUpdate::Snapshot(all),
         };
         self.tell(update).await?;
-        self.next = Some(next);
-        Ok(next)
+        self.reached = listing.revision;
+        self.next = Some(listing.revision + 1);
+        Ok(listing.revision + 1)
     }
 
-    /// etcd still has the entry that was last seen to change, unchanged.
-    async fn is_same_history(&self) -> Result<bool, End> {
+    /// Whether etcd still has the entry that was last seen to change.
+    async fn history(&self) -> Result<History, End> {
         let Some(Witness { key, modified, etcd_lease }) = self.known.witness().cloned() else {
-            return Ok(false);
+            return Ok(History::Forgotten);
         };
-        let found = self.connection.get(key).await?;
-        Ok(found.is_some_and(|kv| kv.mod_revision() == modified && kv.lease() == etcd_lease))
+        let is_it = |kv: &KeyValue| kv.mod_revision() == modified && kv.lease() == etcd_lease;
+        Ok(match self.connection.get_at(key.clone(), modified).await? {
+            AtRevision::Found(found) if found.as_ref().is_some_and(is_it) => History::Same,
+            AtRevision::Found(_) | AtRevision::Future => History::Other,
+            // As it is now tells at least whether it is the same.
+            AtRevision::Compacted => match self.connection.get(key).await?.as_ref().is_some_and(is_it) {
+                true => History::Same,
+                false => History::Forgotten,
+            },
+        })
     }
 
     async fn events(&mut self, line: &Line, from: i64) -> Result<std::convert::Infallible, End> {
@@ -214,6 +237,7 @@ impl<C: Clock + Send + Sync + 'static> Follower<C> {
                 self.tell(update).await?;
             }
             // Kept in step with what was told: whatever ends this, nothing is told twice or left out.
+            self.reached = kv.mod_revision();
             self.next = Some(kv.mod_revision() + 1);
         }
         Ok(())

@@ -97,6 +97,10 @@ async fn who_is_not_back_yet_after_a_loss_of_data_has_not_left() {
     until(&mut watch, &mut known, |known| known.len() == 2).await;
     relay.cut();
     h.etcd.members_mut()[0].wipe().unwrap();
+    // More revisions than before, by other people's keys.
+    for _ in 0..12 {
+        h.configure(NETWORK);
+    }
     let (key, value) = peer(1);
     h.reserve(&key, &value);
     relay.mend();
