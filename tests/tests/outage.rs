@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             without_store_and_cache_a_node_waits_and_says_for_what,
             a_cache_that_is_not_ours_is_passed_over,
             another_network_in_the_store_is_taken_up_after_a_stale_start,
+            a_configuration_that_is_refused_ends_the_start_whatever_the_last_run_was,
             most_nodes_vanishing_at_once_are_kept_for_a_while,
             a_hangup_looks_again_at_once,
             twenty_crashes_under_a_transfer_reset_no_connection,
@@ -255,6 +256,31 @@ fn another_network_in_the_store_is_taken_up_after_a_stale_start(scene: &Scene) -
     })?;
     until("the other MTU", || Ok(fs::read_to_string(again.subnet_file())?.contains("MTU=1472")))?;
     again.stop().map(drop)
+}
+
+/// What the operator wrote is not overruled by the last run.
+fn a_configuration_that_is_refused_ends_the_start_whatever_the_last_run_was(
+    scene: &Scene,
+) -> anyhow::Result<()> {
+    let cluster = Cluster::build(&v4_plan(1))?;
+    fs::create_dir(scene.dir().join("store"))?;
+    let config = scene.dir().join("store/config");
+    fs::write(&config, net_conf("vxlan", Inner::V4))?;
+    let node = &cluster.nodes()[0];
+    let first = Daemon::spawn(node, scene.dir(), &[])?;
+    first.ready()?;
+    until("the cache", || Ok(scene.dir().join("node-a/leases.json").exists()))?;
+    first.stop()?;
+    for (text, said) in [
+        (net_conf("wireguard", Inner::V4), "comes with a later version"),
+        (net_conf("vxlam", Inner::V4), "vxlam"),
+        ("{".to_owned(), "config:1"),
+    ] {
+        fs::write(&config, &text)?;
+        let log = Daemon::spawn(node, scene.dir(), &[])?.ends_with_an_error()?;
+        ensure!(log.contains(said) && !log.contains("is ready"), "{text}: {log}");
+    }
+    Ok(())
 }
 
 fn most_nodes_vanishing_at_once_are_kept_for_a_while(scene: &Scene) -> anyhow::Result<()> {

@@ -141,6 +141,10 @@ pub(super) async fn start<S: LeaseStore>(
             let why = match timeout_at(deadline, ground_of_store(settings, &kernel, open)).await {
                 Ok(Ok((ground, begun))) => Ok((ground, begun)),
                 Ok(Err(NotYet::Here(error))) => return Err(error),
+                // What the operator has written is read and refused: the last run must not stand in for it.
+                Ok(Err(NotYet::Store(Failed::Store(error)))) if !Failed::may_pass(&error) => {
+                    return Err(error.into());
+                }
                 Ok(Err(NotYet::Store(failed))) => Err(failed.to_string()),
                 Err(_elapsed) => Err(format!("no answer within {} ms", STORE_PATIENCE.as_millis())),
             };
