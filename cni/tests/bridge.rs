@@ -325,6 +325,11 @@ fn a_bridge_with_a_wrong_address_is_repaired_unless_it_is_used(scene: &Scene) ->
     let node = Node::new(scene);
     sh("ip link add cni0 type bridge; ip addr add 10.244.7.1/24 dev cni0; ip link set cni0 up");
     let [a, b] = containers()?;
+    // Of two, one is somebody's.
+    sh("ip addr add 172.31.0.1/16 dev cni0");
+    let refused = node.runtime.ask("ADD", &a)?;
+    assert!(!refused.success && sh("ip -o -4 addr show cni0").matches("inet ").count() == 2);
+    sh("ip addr del 172.31.0.1/16 dev cni0");
     node.runtime.add(&a)?;
     let found = sh("ip -o -4 addr show cni0");
     assert!(found.contains("10.244.1.1/24") && !found.contains("10.244.7.1"), "{found}");

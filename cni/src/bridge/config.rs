@@ -135,7 +135,11 @@ impl Config {
         Ok(Self {
             bridge: match raw.bridge {
                 name if name.is_empty() => "cni0".to_owned(),
-                name => name,
+                name if is_device_name(&name) => name,
+                name => {
+                    return Err(CniError::config(format!("bridge: {name:?} is no name of a device"))
+                        .with_details("it has 1 to 15 characters, without spaces, slashes and colons"));
+                }
             },
             is_gateway: raw.is_gateway || raw.is_default_gateway,
             is_default_gateway: raw.is_default_gateway,
@@ -201,6 +205,12 @@ impl RawTrunk {
             false => Err(CniError::config(format!("vlanTrunk: minID {first} is above maxID {last}"))),
         }
     }
+}
+
+/// As the kernel has it (`dev_valid_name`).
+fn is_device_name(name: &str) -> bool {
+    let is_part = |c: char| !c.is_whitespace() && c != '/' && c != ':';
+    (1..=15).contains(&name.len()) && name != "." && name != ".." && name.chars().all(is_part)
 }
 
 fn vlan_of(id: i64, what: &str) -> Result<u16, CniError> {

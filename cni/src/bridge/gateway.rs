@@ -74,8 +74,12 @@ impl Gateways {
             if there.iter().any(|address| address.net == *gateway) {
                 continue;
             }
-            for wrong in there.iter().filter(|address| self.is_in_the_way(address, gateway)) {
-                if !config.force_address && !is_orphan(kernel, config, host_end, wrong).await? {
+            let in_the_way: Vec<_> =
+                there.iter().filter(|address| self.is_in_the_way(address, gateway)).collect();
+            for wrong in &in_the_way {
+                // Of several, one is somebody's.
+                let orphan = in_the_way.len() == 1 && is_orphan(kernel, config, host_end, wrong).await?;
+                if !config.force_address && !orphan {
                     let text = format!("{device:?} already has an IP address different from {gateway}");
                     return Err(CniError::internal(text).with_details(format!(
                         "it has {}: another network's, or this node's subnet has changed and containers still have the old one. \

@@ -227,7 +227,9 @@ impl Request {
     /// The list is missing: freeing everything because of that would cut off every container.
     pub fn valid_attachments(&self) -> Result<Vec<Attachment>, CniError> {
         match self.config.get("cni.dev/valid-attachments") {
-            None | Some(Value::Null) => Err(CniError::config(
+            // Go writes a list of nothing like this.
+            Some(Value::Null) => Ok(Vec::new()),
+            None => Err(CniError::config(
                 "GC without cni.dev/valid-attachments: which containers exist is not told, so nothing is freed",
             )),
             Some(list) => parse_config(list),
