@@ -237,8 +237,14 @@ fn written_route() -> impl Strategy<Value = Route> {
     let scope = prop_oneof![Just(RouteScope::GLOBAL), Just(RouteScope::LINK)];
     let device = prop_oneof![any_device().boxed(), Just(String::new()).boxed()];
     (kind, any_net(), prop::option::of(any_ip()), device, any::<bool>(), metric, scope).prop_map(
-        |(kind, dest, via, device, onlink, metric, scope)| {
-            Route { kind, dest, via, onlink, metric, scope, ..Route::new(dest, device) }
+        |(kind, dest, via, device, onlink, metric, scope)| Route {
+            kind,
+            dest,
+            via,
+            onlink,
+            metric,
+            scope,
+            ..Route::new(dest, device)
         },
     )
 }

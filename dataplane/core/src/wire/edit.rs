@@ -1,5 +1,6 @@
 //! Edits in place, each keeping the checksums over what it changes right.
 
+use core::hint::black_box;
 use core::net::IpAddr;
 
 use super::{Family, Ip, TCP, UDP, get16};
@@ -25,7 +26,25 @@ pub fn put32(bytes: &mut [u8], at: usize, value: u32) {
 /// Copies `from` to `at`; out of bounds writes nothing.
 pub fn put(bytes: &mut [u8], at: usize, from: &[u8]) {
     if let Some(to) = bytes.get_mut(at..at + from.len()) {
+        // musl's `memcpy` is `rep movs`, which took 5 % of a machine full of bulk TCP where glibc's took 1 %.
+        if cfg!(target_env = "musl") { copy_by_blocks(to, from) } else { to.copy_from_slice(from) }
+    }
+}
+
+/// Copies between slices of one length without `memcpy`, but for a few bytes: constant lengths become moves of wide
+/// registers.
+fn copy_by_blocks(to: &mut [u8], from: &[u8]) {
+    // As many as the compiler still writes out.
+    const BLOCK: usize = 128;
+    let (Some(last_to), Some(last_from)) = (to.last_chunk_mut::<BLOCK>(), from.last_chunk::<BLOCK>()) else {
         to.copy_from_slice(from);
+        return;
+    };
+    // The rest behind the last whole block, and some of that block.
+    *last_to = *last_from;
+    for (to, from) in to.as_chunks_mut::<BLOCK>().0.iter_mut().zip(from.as_chunks::<BLOCK>().0) {
+        // Hidden, or the compiler takes the loop for the `memcpy` that it is.
+        *to = *black_box(from);
     }
 }
 
@@ -135,4 +154,23 @@ pub fn l4_is_unfinished(packet: &[u8], ip: &Ip) -> bool {
     let Some(l4_len) = ip.len.checked_sub(ip.l3_len).filter(|len| *len >= offset + 2) else { return false };
     get16(packet, ip.l3_len + offset)
         == Some(pseudo_header(&ip.source, &ip.destination, ip.protocol, l4_len).folded())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::copy_by_blocks;
+
+    #[test]
+    fn any_length_is_copied_whole_and_nothing_beside_it() {
+        let from: Vec<u8> = (0..2000u32).map(|n| (n * 7 % 251) as u8).collect();
+        for len in (0..600).chain([1398, 1400, 1999]) {
+            let mut to = vec![0xff; len + 2];
+            copy_by_blocks(&mut to[1..=len], &from[..len]);
+            assert_eq!((to[0], to[len + 1]), (0xff, 0xff), "{len}");
+            assert_eq!(to[1..=len], from[..len], "{len}");
+        }
+    }
 }
