@@ -71,7 +71,11 @@ fn run_daemon(words: Vec<String>, task: Task) -> ExitCode {
         Err(error) => return refuse(&error.to_string()),
     };
     log_to_stderr(settings.log);
-    tracing::info!("flanneld v{} starts, options: {}", env!("CARGO_PKG_VERSION"), flags.shown());
+    let doing = match task {
+        Task::Run => "starts",
+        Task::Explain => "explains",
+    };
+    tracing::info!("flanneld v{} {doing}, options: {}", env!("CARGO_PKG_VERSION"), flags.shown());
     for notice in &settings.notices {
         tracing::warn!("{notice}");
     }

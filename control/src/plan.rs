@@ -79,6 +79,9 @@ impl fmt::Display for Refusal {
             Family::V6 => "IPv6",
         };
         match self {
+            Self::OtherBackend { theirs } if theirs.is_empty() => {
+                write!(f, "that node's lease names no backend, as flannel's udp does")
+            }
             Self::OtherBackend { theirs } => write!(f, "that node runs backend {theirs:?}"),
             Self::NoPublicAddress(family) => write!(f, "it names no public {} address", name(family)),
             Self::NoMac(family) => write!(f, "it names no usable VtepMAC for {}", name(family)),
@@ -200,12 +203,16 @@ fn peer(
     theirs: IpNet,
     lease: &Lease,
 ) -> Result<Peer, Refusal> {
-    let mac: MacAddr = backend.peer_mac(end.family, &lease.attrs.backend)?;
-    let endpoint: IpAddr = match end.family {
+    let endpoint: Option<IpAddr> = match end.family {
         Family::V4 => lease.attrs.public_ip.map(IpAddr::V4),
         Family::V6 => lease.attrs.public_ipv6.map(IpAddr::V6),
+    };
+    // First of all: it is this node's, of an earlier run mostly, whatever backend it had then.
+    if let Some(endpoint) = endpoint.filter(|endpoint| [end.local, end.public].contains(endpoint)) {
+        return Err(Refusal::EndpointIsOurs(endpoint));
     }
-    .ok_or(Refusal::NoPublicAddress(end.family))?;
+    let mac: MacAddr = backend.peer_mac(end.family, &lease.attrs.backend)?;
+    let endpoint = endpoint.ok_or(Refusal::NoPublicAddress(end.family))?;
     if endpoint.is_unspecified()
         || endpoint.is_multicast()
         || endpoint.is_loopback()
@@ -221,9 +228,6 @@ fn peer(
     }
     if backend.networks().any(|network| network.contains(&endpoint)) {
         return Err(Refusal::EndpointInside(endpoint));
-    }
-    if endpoint == end.local || endpoint == end.public {
-        return Err(Refusal::EndpointIsOurs(endpoint));
     }
     // The port is not in the lease: every node has the same.
     let port = tunnel.map_or(0, |tunnel| tunnel.bind.port());

@@ -137,11 +137,16 @@ async fn write_plan(
         unused.iter().filter(|link| !backend.tunnels().iter().any(|tunnel| tunnel.device == link.name));
     steps.extend(unused.map(|link| format!("delete the device {} of an earlier run", link.name)));
     if steps.is_empty() {
-        steps.push("nothing: the host is as it should be".to_owned());
+        steps.push("nothing: devices, addresses, neighbours and routes are as they should be".to_owned());
     }
     for (at, step) in steps.iter().enumerate() {
         writeln!(text, "{:10} {step}", if at == 0 { "plan" } else { "" })?;
     }
+    writeln!(
+        text,
+        "           not looked at: rules of the packet filter, the guard, {}",
+        settings.subnet_file.display()
+    )?;
     for (subnet, why) in &plan.refused {
         writeln!(text, "not used   the lease of {subnet}: {why}")?;
     }

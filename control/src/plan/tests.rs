@@ -322,7 +322,7 @@ fn packets_for_pods_that_are_not_there_are_dropped_where_that_is_wanted() {
 fn leases_that_would_do_harm_are_refused_with_the_reason() {
     let good = lease("10.5.9.0-24", 9, vxlan(9));
     let hostile = [
-        (lease("10.5.2.0-24", 2, BackendData::Udp), "that node runs backend \"\""),
+        (lease("10.5.2.0-24", 2, BackendData::Udp), "names no backend"),
         (lease("10.6.2.0-24", 2, vxlan(2)), "outside the network 10.5.0.0/16"),
         (lease("0.0.0.0-0", 2, vxlan(2)), "outside the network"),
         (lease("10.5.0.0-16", 2, vxlan(2)), "overlaps our own subnet 10.5.1.0/24"),

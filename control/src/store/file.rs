@@ -159,6 +159,10 @@ impl<C: Clock> LeaseStore for FileStore<C> {
 
     async fn held_by(&self, owner: IpAddr) -> Result<Option<Lease>, StoreError> {
         let now = self.clock.now();
+        // A store that no daemon has opened yet, which only `explain` meets.
+        if !self.subnets().exists() && self.dir.exists() {
+            return Ok(None);
+        }
         let scan = Scan::of(&self.subnets())?;
         Ok(scan.leases.into_iter().find(|lease| lease.attrs.owner() == Some(owner) && !lease.is_over(now)))
     }
