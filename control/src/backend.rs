@@ -84,7 +84,7 @@ pub struct Backend {
 pub enum BackendError {
     /// Nothing is left for packets.
     #[error(
-        "MTU {} of the underlay leaves too little for the overlay: {} needs at least {}",
+        "an MTU of {} (the underlay's, or the key MTU of the backend) leaves too little for the overlay: {} needs at least {}",
         mtu.0,
         match encap { Encap::Raw => "udp", Encap::Vxlan { .. } => "vxlan" },
         dataplane_core::mtu::overhead(encap, *family) + smallest(*family)

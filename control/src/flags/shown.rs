@@ -1,5 +1,7 @@
 //! The options as the log may show them: everything that was given, nothing that is secret.
 
+use std::borrow::Cow;
+
 use super::{Origin, RawFlags, Value, variable};
 
 /// Flags whose value nobody but the store may see.
@@ -64,11 +66,20 @@ pub fn without_credentials(text: &str) -> String {
     for part in parts {
         shown += "://";
         match part.rfind('@').and_then(|at| part.get(at..)) {
-            Some(host) => shown += &format!("***{host}"),
-            None => shown += part,
+            Some(host) => shown += &format!("***{}", without_query(host)),
+            None => shown += &without_query(part),
         }
     }
     shown
+}
+
+/// `***` for what follows a question mark, in each of several by commas: a token may be there.
+fn without_query(urls: &str) -> String {
+    let shown = urls.split(',').map(|url| match url.split_once('?') {
+        Some((before, _)) => Cow::Owned(format!("{before}?***")),
+        None => Cow::Borrowed(url),
+    });
+    shown.collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -101,6 +112,8 @@ mod tests {
             ("--etcd-endpoints=root:sekret@127.0.0.1:1", "--etcd-endpoints=***@127.0.0.1:1"),
             ("http://a:b@h:1,http://c:d@i", "http://***@h:1,http://***@i"),
             ("user@host", "user@host"),
+            ("http://h:1?token=a@b,http://i/?x", "http://***@b,http://i/?***"),
+            ("--x=http://h:1?token=sekret", "--x=http://h:1?***"),
             ("fd00::1", "fd00::1"),
         ] {
             let hidden = without_credentials(text);

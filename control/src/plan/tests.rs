@@ -382,7 +382,10 @@ fn an_underlay_that_is_too_small_is_refused() {
     let config = NetworkConfig::parse(br#"{"Network": "10.5.0.0/16"}"#).unwrap();
     let small = Underlay { mtu: LinkMtu(600), ..underlay() };
     let error = Backend::new(&config, Method::EngineUdp, &small, |_| mac(1)).unwrap_err().to_string();
-    assert_eq!(error, "MTU 600 of the underlay leaves too little for the overlay: udp needs at least 604");
+    assert_eq!(
+        error,
+        "an MTU of 600 (the underlay's, or the key MTU of the backend) leaves too little for the overlay: udp needs at least 604"
+    );
     let six = NetworkConfig::parse(
         br#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48", "Backend": {"Type": "vxlan"}}"#,
     )

@@ -24,7 +24,7 @@ impl Endpoint {
             None => ("http", text),
         };
         let endpoint = Self { scheme, rest: rest.trim_end_matches('/').to_owned() };
-        if endpoint.address().is_empty() || rest.contains(char::is_whitespace) {
+        if endpoint.address().is_empty() || rest.contains(|c: char| c.is_whitespace() || "?#".contains(c)) {
             return Err(Self::refuse(text));
         }
         Ok(endpoint)
@@ -46,6 +46,7 @@ impl Endpoint {
 
     fn refuse(text: &str) -> StoreError {
         let shown = text.rsplit_once('@').map_or(text, |(_, address)| address);
+        let shown = shown.split(['?', '#']).next().unwrap_or_default();
         StoreError::Refused {
             store: "etcd".to_owned(),
             doing: "be asked",
@@ -85,7 +86,9 @@ mod tests {
 
     #[test]
     fn what_is_no_url_is_refused_and_a_secret_is_not_repeated() {
-        for text in ["", "https://", "unix:///run/etcd", "ftp://u:hunter2@host", "http://a b"] {
+        for text in
+            ["", "https://", "unix:///run/etcd", "ftp://u:hunter2@host", "http://a b", "http://a?x=hunter2"]
+        {
             let error = Endpoint::parse(text, false).unwrap_err().to_string();
             assert!(error.contains("--etcd-endpoints") && !error.contains("hunter2"), "{error}");
         }
