@@ -47,6 +47,7 @@ impl Plugin for Bridge {
 
     fn add(&self, request: &Request) -> Result<AddResult, CniError> {
         let config = Config::of(request)?;
+        config.check_name()?;
         let namespace = open(&request.netns)?;
         run(add(&config, request, &namespace))
     }

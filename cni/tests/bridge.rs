@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             a_namespace_that_is_none_is_refused_by_add_and_gone_for_delete,
             a_bridge_of_somebody_else_keeps_its_address,
             check_finds_whatever_was_changed,
+            a_bridge_that_cannot_be_is_refused_by_add_and_nothing_to_del,
             a_bridge_with_a_wrong_address_is_repaired_unless_it_is_used,
             containers_of_different_vlans_do_not_reach_each_other,
             isolated_containers_reach_the_host_only,
@@ -318,6 +319,17 @@ fn check_finds_whatever_was_changed(scene: &Scene) -> anyhow::Result<()> {
     let mut runtime = node.runtime;
     runtime.environment.push(("CNI_NETNS".to_owned(), "/run/netns/nobody".to_owned()));
     assert!(!runtime.ask_again("CHECK", &gone, &result)?.success);
+    Ok(())
+}
+
+fn a_bridge_that_cannot_be_is_refused_by_add_and_nothing_to_del(scene: &Scene) -> anyhow::Result<()> {
+    let node = Node::with(scene, json!({"bridge": "a-bridge-of-18-chars"}));
+    let [a] = containers()?;
+    let refused = node.runtime.ask("ADD", &a)?;
+    assert!(!refused.success);
+    assert!(refused.json["msg"].as_str().unwrap().contains("a-bridge-of-18-chars"), "{}", refused.json);
+    node.runtime.delete(&a)?;
+    assert_eq!(node.left(), [""; 0]);
     Ok(())
 }
 

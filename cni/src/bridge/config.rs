@@ -135,11 +135,7 @@ impl Config {
         Ok(Self {
             bridge: match raw.bridge {
                 name if name.is_empty() => "cni0".to_owned(),
-                name if is_device_name(&name) => name,
-                name => {
-                    return Err(CniError::config(format!("bridge: {name:?} is no name of a device"))
-                        .with_details("it has 1 to 15 characters, without spaces, slashes and colons"));
-                }
+                name => name,
             },
             is_gateway: raw.is_gateway || raw.is_default_gateway,
             is_default_gateway: raw.is_default_gateway,
@@ -182,6 +178,20 @@ impl Config {
         self.vlan.is_some() || !self.trunk.is_empty()
     }
 
+    /// The bridge can be made. Not asked by DEL and GC, which free what is there whatever the name.
+    ///
+    /// # Errors
+    /// Its name is none that the kernel gives a device (`dev_valid_name`).
+    pub(super) fn check_name(&self) -> Result<(), CniError> {
+        let name = self.bridge.as_str();
+        let is_part = |c: char| !c.is_whitespace() && c != '/' && c != ':';
+        match (1..=15).contains(&name.len()) && name != "." && name != ".." && name.chars().all(is_part) {
+            true => Ok(()),
+            false => Err(CniError::config(format!("bridge: {name:?} is no name of a device"))
+                .with_details("it has 1 to 15 characters, without spaces, slashes and colons")),
+        }
+    }
+
     /// The device that has the gateways' addresses.
     pub(super) fn gateway_device(&self) -> String {
         match self.vlan {
@@ -205,12 +215,6 @@ impl RawTrunk {
             false => Err(CniError::config(format!("vlanTrunk: minID {first} is above maxID {last}"))),
         }
     }
-}
-
-/// As the kernel has it (`dev_valid_name`).
-fn is_device_name(name: &str) -> bool {
-    let is_part = |c: char| !c.is_whitespace() && c != '/' && c != ':';
-    (1..=15).contains(&name.len()) && name != "." && name != ".." && name.chars().all(is_part)
 }
 
 fn vlan_of(id: i64, what: &str) -> Result<u16, CniError> {
