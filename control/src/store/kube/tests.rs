@@ -420,7 +420,7 @@ async fn whatever_the_server_answers_leases_stay_and_the_rest_is_learnt_later() 
                 break;
             }
         }
-        assert!(begin.elapsed() < Duration::from_secs(160), "{fault:?}: {:?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_secs(300), "{fault:?}: {:?}", begin.elapsed());
         assert_eq!(watch.contact().trouble, None, "{fault:?}");
     }
 }
