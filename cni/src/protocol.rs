@@ -14,7 +14,7 @@ mod result;
 mod version;
 
 pub use error::{CniError, Code};
-pub use request::{Args, Attachment, Command, Request, parse_config};
+pub use request::{Args, Attachment, Command, Request, no_device_name, parse_config};
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};
 pub use version::Version;
 

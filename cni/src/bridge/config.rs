@@ -7,7 +7,7 @@ use hostnet::state::Mac;
 
 use crate::filter::Backend;
 use crate::masquerade::Masquerade;
-use crate::protocol::{AddResult, CniError, Code, Dns, Request};
+use crate::protocol::{AddResult, CniError, Code, Dns, Request, no_device_name};
 
 /// The largest VLAN.
 const LAST_VLAN: u16 = 4094;
@@ -181,13 +181,11 @@ impl Config {
     /// The bridge can be made. Not asked by DEL and GC, which free what is there whatever the name.
     ///
     /// # Errors
-    /// Its name is none that the kernel gives a device (`dev_valid_name`).
+    /// Its name is none that the kernel gives a device.
     pub(super) fn check_name(&self) -> Result<(), CniError> {
-        let name = self.bridge.as_str();
-        let is_part = |c: char| !c.is_whitespace() && c != '/' && c != ':';
-        match (1..=15).contains(&name.len()) && name != "." && name != ".." && name.chars().all(is_part) {
-            true => Ok(()),
-            false => Err(CniError::config(format!("bridge: {name:?} is no name of a device"))
+        match no_device_name(&self.bridge) {
+            None => Ok(()),
+            Some(_) => Err(CniError::config(format!("bridge: {:?} is no name of a device", self.bridge))
                 .with_details("it has 1 to 15 characters, without spaces, slashes and colons")),
         }
     }

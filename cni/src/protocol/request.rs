@@ -396,19 +396,26 @@ fn is_identifier(text: &str) -> bool {
 }
 
 fn check_ifname(name: &str) -> Result<(), CniError> {
-    let wrong = if name.is_empty() {
-        "interface name is empty"
+    match no_device_name(name) {
+        None => Ok(()),
+        Some(wrong) => Err(CniError::new(Code::INVALID_ENVIRONMENT, wrong)
+            .with_details("CNI_IFNAME should have 1 to 15 characters, without / : and white space")),
+    }
+}
+
+/// Why the kernel gives no device this name (`dev_valid_name`), in the words of the reference plugins.
+pub fn no_device_name(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        Some("interface name is empty")
     } else if name.len() > 15 {
-        "interface name is too long"
+        Some("interface name is too long")
     } else if matches!(name, "." | "..") {
-        "interface name is . or .."
+        Some("interface name is . or ..")
     } else if name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
-        "interface name contains / or : or whitespace characters"
+        Some("interface name contains / or : or whitespace characters")
     } else {
-        return Ok(());
-    };
-    Err(CniError::new(Code::INVALID_ENVIRONMENT, wrong)
-        .with_details("CNI_IFNAME should have 1 to 15 characters, without / : and white space"))
+        None
+    }
 }
 
 #[cfg(test)]
